@@ -1,0 +1,1 @@
+"""The live canvas and other pages made of msk."""

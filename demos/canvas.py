@@ -1,0 +1,198 @@
+"""The live canvas: a starting picture, a prompt, points that are dragged while the video plays."""
+import argparse
+import itertools
+import os
+import threading
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import msk
+from msk.live.server import Lobby, Pictures
+from msk.live.session import Session
+from msk.picture import fitted, read_picture
+
+GALLERY = 12                                    # starting pictures from the world's held-out seeds
+RECORDINGS = "recordings"
+MAX_UPLOAD = 25 * 1024 ** 2                     # bytes of one picture
+STAGE_JS = (Path(msk.__file__).parent / "live" / "stage.js").read_text(encoding="utf-8")
+
+# The page's token comes with the sink's value when the page loads; later values are pictures to open.
+WIRE_JS = """
+const order = () => {
+  const wish = props.value;
+  if (!wish) return;
+  const box = document.querySelector("#msk-stage .msk-host");
+  if (!box) return void setTimeout(order, 50);
+  if (!box.mskStage) mountStage(box, socketHost({ url: "msk/ws", token: wish.token }));
+  if (wish.open) box.mskStage.open(wish.open.image, wish.open.prompt, wish.open.seed);
+};
+watch("value", order);
+order();
+"""
+
+CSS = """
+.gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
+#msk-title { padding: 6px 4px 0 !important; }
+#msk-title h1 { font-size: 22px; margin: 0 0 2px; letter-spacing: -.01em; }
+#msk-title p { margin: 0; opacity: .7; }
+#msk-stage { border: 0 !important; background: none !important; padding: 0 !important; overflow: visible !important; }
+#msk-how { opacity: .75; font-size: 13px; max-width: 640px; margin: 0 auto; padding: 0 4px; }
+#msk-gallery .grid-wrap { max-height: none; height: auto; min-height: 0; overflow: hidden; padding: 36px 8px 8px; }
+#msk-gallery, #msk-gallery .gallery-container { height: auto !important; min-height: 0; }
+#msk-gallery .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; grid-auto-rows: auto !important;
+  gap: 8px; }
+#msk-gallery .grid-container button { min-width: 0; aspect-ratio: 1; height: auto !important; }
+#msk-stage .html-container { padding: 0 !important; overflow: visible; }
+@media (max-width: 520px) { .gradio-container, .gradio-container .app, .gradio-container main { padding: 6px !important; } }
+#msk-gallery img { border-radius: 8px; }
+footer { display: none !important; }
+"""
+
+HOW = ("**Press on a thing and drag it**: the video follows your hand while it plays. **Shift-click** pins a spot in place. "
+       "**Enter** starts and ends, **Space** pauses, **Ctrl Z** takes back, **Delete** removes a point, arrows move it.")
+
+
+def example_pictures(geometry, count: int = GALLERY) -> list[tuple]:
+    """(picture, caption) pairs: first frames of held-out clips of the procedural world."""
+    from PIL import Image
+
+    from msk.world import HELD_OUT, World
+    clip = World(geometry).sample(count, frames=1, seed=HELD_OUT)
+    frames = clip.frames[:, 0].mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [(Image.fromarray(frame), caption) for frame, caption in zip(frames, clip.captions)]
+
+
+def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None = None,
+          folder: str | Path | None = RECORDINGS, **session_options):
+    """The page and its lobby: (gr.Blocks, Lobby). `pictures` are (PIL image, caption) pairs; the first is open at the start.
+
+    `open_stream(prompt, image, seed)` may give another environment than the kit's own msk.Stream.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio as gr
+        import websockets  # noqa: F401  without it the server answers no WebSocket
+    except ImportError:
+        raise ImportError('the live canvas needs gradio and websockets: pip install "msk[demo]"') from None
+    geometry = kit.geometry
+    pictures = pictures or example_pictures(geometry)
+    open_stream = open_stream or (lambda prompt, image, seed: msk.Stream(kit, prompt, image, seed=seed))
+    max_id = kit.preset.tracks.max_id if getattr(kit, "preset", None) else 16384
+
+    def new_session() -> Session:
+        return Session(open_stream, geometry, name=kit.name, max_id=max_id, folder=folder, **session_options)
+
+    shelf = Pictures()
+    shown = [(fitted(read_picture(image), geometry), caption) for image, caption in pictures]
+    for i, (image, _) in enumerate(shown):
+        shelf.keep(f"start-{i}", image)
+    lobby = Lobby(new_session, shelf, first=("start-0", shown[0][1], 0))
+    turns = itertools.count()
+
+    def wish(image: str, prompt: str, seed) -> dict:
+        """What the page is asked to open; the turn makes each one new."""
+        return {"turn": next(turns), "token": lobby.tokens.issue(),
+                "open": {"image": image, "prompt": (prompt or "")[:1000], "seed": int(seed or 0) % 2 ** 31}}
+
+    def greet() -> dict:
+        return {"turn": next(turns), "token": lobby.tokens.issue()}
+
+    def pick(seed, event: gr.SelectData):
+        image, caption = f"start-{event.index}", shown[event.index][1]
+        return image, caption, wish(image, caption, seed)
+
+    def take_upload(file: str, prompt: str, seed):
+        try:
+            image = shelf.upload(fitted(read_picture(file, MAX_UPLOAD), geometry))
+        except (ValueError, OSError) as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return image, wish(image, prompt, seed)
+
+    with gr.Blocks(title="msk: the live canvas", analytics_enabled=False) as page:
+        gr.HTML("<h1>The live canvas</h1><p>Drag anything. A diffusion model streams the video that follows your hand.</p>",
+                elem_id="msk-title")
+        sink = gr.HTML(value=greet, html_template="<span></span>", js_on_load=STAGE_JS + WIRE_JS, visible="hidden")
+        current = gr.State("start-0")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=320):
+                gr.HTML(html_template='<div class="msk-host" style="min-height:320px"></div>', js_on_load=None,
+                        elem_id="msk-stage", apply_default_css=False)
+                gr.Markdown(HOW, elem_id="msk-how")
+            with gr.Column(scale=2, min_width=300):
+                gallery = gr.Gallery([image for image, _ in shown], label="Start from", columns=4, allow_preview=False,
+                                     selected_index=0, object_fit="cover", height="auto", elem_id="msk-gallery", buttons=[])
+                upload = gr.UploadButton("Your own picture", file_types=["image"], type="filepath", size="sm")
+                prompt = gr.Textbox(shown[0][1], label="Prompt", lines=1, max_lines=3, max_length=1000,
+                                    info="What no point can say; Enter applies it, from the picture on")
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2 ** 31 - 1)
+
+        gallery.select(pick, [seed], [current, prompt, sink], show_progress="hidden", api_visibility="private")
+        upload.upload(take_upload, [upload, prompt, seed], [current, sink], show_progress="hidden", api_visibility="private")
+        for change in (prompt.submit, seed.submit):
+            change(wish, [current, prompt, seed], [sink], show_progress="hidden", api_visibility="private")
+    return page, lobby
+
+
+def launch(kit, host: str = "127.0.0.1", port: int = 7860, share: bool = False, auth=None, open_browser: bool = True,
+           block: bool = True, page_and_lobby: tuple | None = None, **build_options):
+    """Serve the canvas, beyond this machine only with `host` or `share`; gives (page, lobby, url), now unless `block`."""
+    import gradio as gr
+    page, lobby = page_and_lobby or build(kit, **build_options)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        lobby.hosts = None
+    elif share:
+        lobby.hosts = None                      # the tunnel's name is not known yet; token and Origin still hold
+    font = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+    theme = gr.themes.Base(primary_hue="emerald", neutral_hue="slate", radius_size="lg", font=font,
+                           font_mono=("ui-monospace", "Consolas", "monospace"))
+    _, url, shared = page.launch(
+        server_name=host, server_port=port, share=share, auth=auth, inbrowser=False, quiet=True, prevent_thread_lock=True,
+        ssr_mode=False, theme=theme, css=CSS, footer_links=[], max_file_size="32mb", show_error=True,
+        app_kwargs={"routes": lobby.routes()},
+        js="() => { if (!location.search.includes('__theme')) document.body.classList.add('dark') }")
+    print(f"The live canvas ({kit.name}) is at {url}" + (f" and {shared}" if shared else ""), flush=True)
+    if open_browser:
+        webbrowser.open(shared or url)
+    if block:
+        try:
+            page.block_thread()
+        finally:
+            lobby.close()
+    return page, lobby, url
+
+
+def warm_up(kit) -> None:
+    """Make two chunks that nobody sees: the first ones are slow."""
+    stream = msk.Stream(kit, "", torch.full((3, kit.geometry.height, kit.geometry.width), 0.5))
+    for _ in range(2):
+        stream.step(None)
+        stream.settle()
+
+
+def main(argv: list[str] | None = None, *, model: str = "tiny", device: str | None = None, host: str = "127.0.0.1",
+         port: int | None = None, share: bool = False, auth=None, open_browser: bool | None = None) -> None:
+    """Load a model and serve it: from `msk demo`, or as `python -m demos.canvas`."""
+    quiet = os.environ.get("NO_BROWSER", "0") not in ("", "0")
+    parser = argparse.ArgumentParser(prog="python -m demos.canvas", description=__doc__)
+    parser.add_argument("--model", default=model)
+    parser.add_argument("--device", default=device)
+    parser.add_argument("--host", default=host)
+    parser.add_argument("--port", type=int, default=port or int(os.environ.get("PORT") or 7860))
+    parser.add_argument("--share", action="store_true", default=share)
+    parser.add_argument("--auth", metavar="NAME:PASSWORD", default=auth)
+    parser.add_argument("--no-browser", action="store_true", default=quiet if open_browser is None else not open_browser)
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="of the model on a CPU")
+    args = parser.parse_args([] if argv is None else argv)
+    torch.set_num_threads(args.threads)
+    kit = msk.load(args.model, device=args.device)
+    threading.Thread(target=warm_up, args=(kit,), daemon=True).start()
+    login = tuple(args.auth.split(":", 1)) if isinstance(args.auth, str) else args.auth
+    launch(kit, args.host, args.port, args.share, login, open_browser=not args.no_browser)
+
+
+if __name__ == "__main__":
+    import sys
+    main(sys.argv[1:])

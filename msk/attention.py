@@ -1,0 +1,141 @@
+"""Attention, rotary positions, and the one rule that says who may look at whom."""
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import cache, lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def sees(q, k, sink: int, window: int):
+    """May a token of chunk `q` look at a token of chunk `k`? Ints or integer tensors; sink, window in chunks. Sec. 3.2."""
+    return (k <= q) & ((k < sink) | (q - k <= window))
+
+
+def chunk_mask(frames: int, tokens_per_frame: int, chunk: int, sink: int, window: int, device=None) -> Tensor:
+    """[L, L] bool, True where the query (row) may look at the key (column); L = frames * tokens_per_frame."""
+    index = torch.arange(frames, device=device).div(chunk, rounding_mode="floor").repeat_interleave(tokens_per_frame)
+    return sees(index[:, None], index[None, :], sink, window)
+
+
+def budget_mask(frames: int, tokens_per_frame: int, config, device=None) -> Tensor:
+    """`chunk_mask` where a `StreamConfig` has a budget: a query sees the sinks and what fits before its end."""
+    ends = torch.empty(frames, dtype=torch.long, device=device)
+    for index in range(frames):
+        start, stop = config.span(index)
+        ends[start:stop] = min(stop, frames)
+    k = torch.arange(frames, device=device)
+    seen = (k < ends[:, None]) & ((k < config.sink) | (k >= ends[:, None] - (config.budget - config.sink)))
+    return seen.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
+
+
+@lru_cache(maxsize=64)
+def turns(grid: tuple[int, int, int], start: int | tuple[int, ...], dim: int, device: torch.device
+          ) -> tuple[Tensor, Tensor, Tensor]:
+    """cos and signed sin [L, 1, D] of every token's angles, and both as complex numbers [L, 1, D/2].
+
+    Frames count from `start`, or stand at the places it lists. Angles in float64, tables in float32.
+    """
+    f, h, w = grid
+    rows = columns = 2 * (dim // 6)
+    with torch.inference_mode(False), torch.no_grad():
+        places = torch.tensor(start) if isinstance(start, tuple) else start + torch.arange(f)
+
+        def angles(size: int, positions: Tensor) -> Tensor:
+            return torch.outer(positions.double(), 10_000.0 ** -(torch.arange(0, size, 2).double() / size))
+
+        angle = torch.cat([
+            angles(dim - rows - columns, places)[:, None, None].expand(f, h, w, -1),
+            angles(rows, torch.arange(h))[None, :, None].expand(f, h, w, -1),
+            angles(columns, torch.arange(w))[None, None, :].expand(f, h, w, -1),
+        ], dim=-1).reshape(f * h * w, 1, dim // 2)                                  # [L, 1, D/2]
+        cos = angle.cos().repeat_interleave(2, dim=-1)
+        sin = torch.stack([-angle.sin(), angle.sin()], dim=-1).flatten(-2)
+        turn = torch.polar(torch.ones_like(angle), angle).cfloat()
+        return cos.float().to(device), sin.float().to(device), turn.to(device)
+
+
+def rope(x: Tensor, grid: tuple[int, int, int], start: int | tuple[int, ...] = 0) -> Tensor:
+    """Rotate x [B, L, heads, D] by the (frame, row, column) of each token; frames count from `start`, or it lists them."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    cos, sin, turn = turns(tuple(grid), start, x.shape[-1], x.device)
+    if x.device.type == "cpu":                      # two to five times faster there
+        return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).type_as(x)
+    return torch.addcmul(x * cos, pairs.flip(-1).flatten(-2), sin).type_as(x)
+
+
+@cache
+def _flash():
+    """FlashAttention 3 or 2 as (name, function), or None."""
+    try:
+        from flash_attn_interface import flash_attn_func
+        return "flash-attn 3", flash_attn_func
+    except ImportError:
+        pass
+    try:
+        from flash_attn import flash_attn_func
+        return "flash-attn 2", flash_attn_func
+    except ImportError:
+        return None
+
+
+_SDPA = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def backend(device, dtype: torch.dtype) -> str:
+    """Which attention `attend` takes there, by name."""
+    device = torch.device(device)
+    half = dtype in (torch.bfloat16, torch.float16)
+    if device.type == "cpu":
+        return "matmul" if half else "sdpa"         # torch's CPU SDPA leaves the bf16 dot products unused
+    if device.type == "cuda" and half:
+        return _flash()[0] if _flash() else "sdpa (cuDNN first)"
+    return "sdpa"
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, kind: str = "self") -> Tensor:
+    """q [B, Lq, heads, D], k and v [B, Lk, heads, D] -> [B, Lq, heads * D]; mask [Lq, Lk] bool, True: may look."""
+    if _capturing and _capturing[-1][0] == kind:
+        _capturing[-1][1].append(_map(q, k, mask))
+    name = backend(q.device, q.dtype)
+    if name.startswith("flash") and mask is None:
+        out = _flash()[1](q, k, v)
+        return (out[0] if isinstance(out, tuple) else out).flatten(2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)               # [B, heads, L, D]
+    if name == "matmul":
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        out = scores.softmax(-1).to(v.dtype) @ v
+    elif q.is_cuda:
+        with sdpa_kernel(_SDPA, set_priority=True):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out.transpose(1, 2).flatten(2)
+
+
+_capturing: list[tuple[str, list[Tensor]]] = []
+
+
+@contextmanager
+def capture(kind: str = "self"):
+    """Collect attention maps: one [B, Lq, Lk] float32 on the CPU per call, averaged over heads, in layer order."""
+    maps: list[Tensor] = []
+    _capturing.append((kind, maps))
+    try:
+        yield maps
+    finally:
+        _capturing.pop()
+
+
+@torch.no_grad()
+def _map(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    total = 0
+    for head in range(q.shape[2]):                                                  # one head at a time bounds memory
+        scores = q[:, :, head].float() @ k[:, :, head].float().transpose(-1, -2) * q.shape[-1] ** -0.5
+        total = total + (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
+    return (total / q.shape[2]).cpu()

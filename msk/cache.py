@@ -1,0 +1,72 @@
+"""What a stream remembers: the first chunks for good, the latest ones for a while."""
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+KV = tuple[Tensor, Tensor]          # keys (before RoPE) and values, [B, L, heads, D]
+
+
+class ChunkCache:
+    """Sinks and window, both counted in chunks; what they hold never changes, so memory is constant. Sec. 3.2."""
+
+    def __init__(self, sink: int = 1, window: int = 1):
+        if sink < 0 or window < 0:
+            raise ValueError(f"sink {sink} and window {window} count remembered chunks: use 0 or more")
+        self.sink, self.window = sink, window
+        self._sinks: list[list[KV]] = []
+        self._recent: deque[list[KV]] = deque(maxlen=window)
+
+    def push(self, kvs: list[KV]) -> None:
+        """Remember one clean chunk (a pair per layer); the oldest in the window is forgotten."""
+        (self._sinks if len(self._sinks) < self.sink else self._recent).append(kvs)
+
+    def past(self) -> list[KV] | None:
+        """One pair per layer, sinks first; None while nothing is remembered."""
+        return join([*self._sinks, *self._recent])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for chunk in (*self._sinks, *self._recent) for pair in chunk for x in pair)
+
+
+class FrameCache(ChunkCache):
+    """Sinks and budget in latent frames: with a chunk of n, the sinks and the latest `budget - sink - n` others are seen.
+
+    So WanTrack and the models after Self Forcing count: what is seen and what is being made share one window.
+    """
+
+    def __init__(self, sink: int, budget: int):
+        super().__init__(sink, budget - sink)
+        self.budget, self.made = budget, 0
+
+    def push(self, kvs: list[KV], frames: int) -> None:
+        """Remember a clean chunk of so many latent frames."""
+        for i in range(frames):                         # copies: a view of one frame would keep its whole chunk alive
+            super().push([tuple(x.chunk(frames, dim=1)[i].clone() for x in pair) for pair in kvs])
+        self.made += frames
+
+    def past(self, new: int) -> list[KV] | None:
+        """What the next `new` latent frames may see."""
+        return join([*self._sinks, *self._latest(new)])
+
+    def places(self, new: int) -> tuple[int, ...]:
+        """Where the frames of `past(new)` and then the new ones stand in the video."""
+        latest = self.made - len(self._latest(new))
+        return *range(len(self._sinks)), *range(latest, self.made + new)
+
+    def _latest(self, new: int) -> list[list[KV]]:
+        room = self.budget - self.sink - new
+        if room < 0 and self._sinks:
+            raise ValueError(f"a chunk of {new} latent frames and {self.sink} sinks do not fit a budget of {self.budget}: "
+                             f"use {self.sink + new} or more")
+        return list(self._recent)[max(0, len(self._recent) - room):]
+
+
+def join(pieces: list[list[KV]]) -> list[KV] | None:
+    """Keys and values of several pieces, one pair per layer, one after the other; None if there are none."""
+    if len(pieces) < 2:
+        return pieces[0] if pieces else None
+    return [(torch.cat([k for k, _ in layer], dim=1), torch.cat([v for _, v in layer], dim=1)) for layer in zip(*pieces)]

@@ -1,0 +1,171 @@
+"""What is here and what is missing: machine, precision, attention, threads, memory, extras, models, browser."""
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from .attention import backend
+from .config import PRESETS, DiTConfig, Preset
+from .kit import assets, best_device, best_dtype
+
+EXTRAS = {          # extra -> what must be importable for it, and what it is for
+    "demo": (("gradio", "websockets", "av"), "the live canvas, mp4 files"),
+    "notebook": (("anywidget", "ipywidgets", "jupyterlab", "matplotlib"), "the notebooks"),
+    "wan": (("diffusers", "transformers", "accelerate"), "Wan-size models"),
+    "metrics": (("torchmetrics", "cv2", "scipy"), "evaluation, the flow tracker"),
+    "flash": (("flash_attn",), "FlashAttention on a GPU"),
+    "dev": (("pytest", "xdist", "ruff", "playwright", "jupytext", "nbmake"), "the tests"),
+}
+UMT5_GIB = 10.6     # umT5-XXL in bf16, which Wan-size models read their prompts with
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass
+class Report:
+    """Facts as a dict, and as lines to read; `missing` lists what one would have to do."""
+    facts: dict
+    missing: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        return {**self.facts, "missing": self.missing}
+
+    def __str__(self) -> str:
+        f = self.facts
+        lines = [("msk", f"{f['msk']} on Python {f['python']}, torch {f['torch']}, {f['platform']}"),
+                 ("device", f"{f['device']} ({f['device_name']})"),
+                 ("dtype", f"{f['dtype']}: {f['dtype_reason']}"),
+                 ("attention", f["attention"]),
+                 ("threads", f"{f['threads']} of {f['cores']} cores, waiting {f['wait_policy']}"),
+                 ("memory", _of(f["memory_free_gib"], f["memory_gib"]) +
+                  (f", GPU {_of(f['gpu_free_gib'], f['gpu_gib'])}" if "gpu_gib" in f else "")),
+                 ("disk", f"{f['disk_free_gib']:.0f} GiB free"),
+                 ("browser", f["browser"] or "none found")]
+        for group in ("extras", "models"):
+            lines += [(group if k == 0 else "", f"{'+' if about['here'] else '-'} {name:<14} {about['about']}")
+                      for k, (name, about) in enumerate(f[group].items())]
+        lines += [("to do" if k == 0 else "", line) for k, line in enumerate(self.missing)]
+        return "\n".join(f"{name:<10} {text}" for name, text in lines)
+
+    __repr__ = __str__
+
+
+def doctor() -> Report:
+    """Examine this machine; nothing is downloaded, started or changed."""
+    device = best_device()
+    dtype = best_dtype(device)
+    memory_free, memory = _memory()
+    facts = dict(
+        msk=_version("msk"), python=platform.python_version(), torch=torch.__version__,
+        platform=f"{platform.system()} {platform.machine()}", device=str(device), device_name=_device_name(device),
+        dtype=str(dtype).removeprefix("torch."), dtype_reason=_dtype_reason(device, dtype), attention=backend(device, dtype),
+        threads=torch.get_num_threads(), cores=_cores(), wait_policy=os.environ.get("OMP_WAIT_POLICY", "unset").lower(),
+        memory_gib=memory, memory_free_gib=memory_free, disk_free_gib=shutil.disk_usage(Path.cwd()).free / 2**30,
+        browser=next((found for name in BROWSERS if (found := shutil.which(name))), ""))
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        facts |= dict(gpu_gib=total / 2**30, gpu_free_gib=free / 2**30)
+    facts["extras"] = {name: _extra(name) for name in EXTRAS}
+    facts["models"] = {name: _model(name) for name in PRESETS if name != "toy"}
+
+    missing = [f"{about['install']}   # {EXTRAS[name][1]}" for name, about in facts["extras"].items()
+               if not about["here"] and (name != "flash" or device.type == "cuda")]
+    if not facts["models"]["tiny"]["here"]:
+        missing.append("msk train all --preset tiny   # the tiny model's weights are not here")
+    if facts["wait_policy"] != "passive" and device.type == "cpu":
+        missing.append("export OMP_WAIT_POLICY=PASSIVE   # spinning threads stall as soon as a browser runs beside them")
+    if not facts["browser"]:
+        missing.append("apt-get install chromium   # the browser test of the canvas")
+    return Report(facts, missing)
+
+
+def _extra(name: str) -> dict:
+    absent = [module for module in EXTRAS[name][0] if find_spec(module) is None]
+    install = "pip install flash-attn --no-build-isolation" if name == "flash" else f'pip install "msk[{name}]"'
+    about = EXTRAS[name][1] + (f" (missing: {', '.join(absent)})" if absent else "")
+    return dict(here=not absent, missing=absent, install=install, about=about)
+
+
+def _model(name: str) -> dict:
+    from huggingface_hub import try_to_load_from_cache
+    preset, folder = PRESETS[name], assets() / name
+    if (folder / "config.json").is_file():
+        preset = Preset.from_dict(json.loads((folder / "config.json").read_text()))
+    else:
+        cached = try_to_load_from_cache(preset.repo, "model_index.json") if preset.repo else None
+        folder = Path(cached).parent if isinstance(cached, str) else None
+    parameters = count(preset.dit)
+    size = 2 * parameters / 2**30
+    g = preset.geometry
+    about = f"{g.height}x{g.width}, {parameters / 1e6:,.1f}M parameters"
+    if preset.text is None:
+        about += f", wants {size:.1f} GiB for the transformer in bf16 and {UMT5_GIB} GiB for umT5"
+        if not folder:
+            about += f"; download {preset.repo}" if preset.repo else "; give the path of its weights to msk.load"
+    elif not folder:
+        about += "; no weights here"
+    return dict(here=bool(folder), folder=str(folder or ""), parameters=parameters, weights_gib=size, repo=preset.repo,
+                licence=preset.licence, about=about)
+
+
+@cache
+def count(config: DiTConfig) -> int:
+    """Parameters of a transformer, seen on one block without memory: they are all alike."""
+    from .dit import DiT
+    with torch.device("meta"):
+        dit = DiT(replace(config, layers=1))
+    block = sum(p.numel() for p in dit.blocks.parameters())
+    return sum(p.numel() for p in dit.parameters()) + (config.layers - 1) * block
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _dtype_reason(device: torch.device, dtype: torch.dtype) -> str:
+    if device.type == "cpu":
+        return "this CPU multiplies bf16 natively" if dtype is torch.bfloat16 else "this CPU has no native bf16"
+    return "native on this GPU" if dtype is torch.bfloat16 else f"what {device.type} does well"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> tuple[float, float]:
+    """(free, total) in GiB; 0 where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            rows = {row.split(":")[0]: int(row.split()[1]) / 2**20 for row in file}
+        return rows["MemAvailable"], rows["MemTotal"]
+    except (OSError, KeyError, ValueError, IndexError):
+        pass
+    if sys.platform != "win32" and "SC_PHYS_PAGES" in os.sysconf_names:
+        return 0.0, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return 0.0, 0.0
+
+
+def _of(free: float, total: float) -> str:
+    return f"{free:.1f} of {total:.1f} GiB free" if free else f"{total:.1f} GiB" if total else "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed (run from its folder)"

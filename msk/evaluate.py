@@ -1,0 +1,310 @@
+"""How good? Held-out clips of the procedural world, made again by teacher and student, and measured against the truth.
+
+After MotionStream, Sec. 4.2: the given first frame, the caption and a dense grid of exact tracks go in; PSNR, SSIM and EPE
+against the true clip come out. Frame 0 is given and never counted. EPE is the mean distance between where a point truly is
+and where it is found in the made video, over visible points; how it is found, and which points can be asked about, stands
+in `trackers`. Beside the models stand what frames them:
+
+    first_frame    the still image, repeated: doing nothing
+    vae            the truth through encoder and decoder: the ceiling
+    tracker        the truth displaced by a known field, blurred and noisy: its epe is by how much the tracker misreads the
+                   field, below which no other epe means anything: the floor
+"""
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from . import trackers
+from .kit import Kit, load, write_whole
+from .motion import draw_ids
+from .sample import sample
+from .stream import Roll, draw, given
+from .tracks import Tracks
+from .world import HELD_OUT, World, grid_points
+
+ROLES = ("teacher", "student", "first_frame", "vae", "tracker")
+POINTS = 32         # measured points in a clip
+
+
+# --- measures -----------------------------------------------------------------------------------------------------
+
+def psnr(made: Tensor, truth: Tensor) -> Tensor:
+    """[..., 3, H, W] in [0, 1] -> decibels [...], one per frame; at most 100."""
+    return -10 * (made - truth).square().mean(dim=(-3, -2, -1)).clamp_min(1e-10).log10()
+
+
+def ssim(made: Tensor, truth: Tensor) -> Tensor:
+    """[B, 3, H, W] in [0, 1] -> [B]: Wang et al. 2004, Gaussian 11 x 11 of sigma 1.5, edges mirrored."""
+    axis = torch.arange(-5, 6, device=made.device, dtype=made.dtype)
+    line = torch.exp(-axis.square() / (2 * 1.5 ** 2))
+    line = (line / line.sum()).expand(3, 1, 1, -1)
+
+    def mean(x):
+        return F.conv2d(F.conv2d(F.pad(x, (5, 5, 5, 5), mode="reflect"), line, groups=3), line.mT, groups=3)
+
+    a, b = mean(made), mean(truth)
+    aa, bb, ab = mean(made * made) - a * a, mean(truth * truth) - b * b, mean(made * truth) - a * b
+    c1, c2 = 0.01 ** 2, 0.03 ** 2
+    return ((2 * a * b + c1) * (2 * ab + c2) / ((a * a + b * b + c1) * (aa + bb + c2))).mean(dim=(-3, -2, -1))
+
+
+def epe(found: Tensor, tracks: Tracks) -> Tensor:
+    """Distances in pixels of found [B, T, N, 2] from the truth, for visible points of all frames but the first: [M]"""
+    return (found - tracks.xy).norm(dim=-1)[:, 1:][tracks.visible[:, 1:]]
+
+
+@dataclass
+class Row:
+    """What was measured so far, clip by clip; means are over frames (psnr, ssim) and over visible points (epe)."""
+    width: int
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
+    distance: list[float] = field(default_factory=list)       # summed over a clip's points
+    seen: list[int] = field(default_factory=list)             # how many that were
+    extra: dict = field(default_factory=dict)
+
+    def add(self, made: Tensor, truth: Tensor, found: Tensor, tracks: Tracks) -> None:
+        for b in range(len(made)):
+            self.psnr.append(psnr(made[b, 1:], truth[b, 1:]).mean().item())
+            self.ssim.append(ssim(made[b, 1:], truth[b, 1:]).mean().item())
+            distances = epe(found[b:b + 1], Tracks(tracks.xy[b:b + 1], tracks.visible[b:b + 1], tracks.ids[b:b + 1]))
+            self.distance.append(distances.sum().item())
+            self.seen.append(distances.numel())
+
+    def summary(self) -> dict:
+        """psnr (dB), ssim, epe (pixels), epe_rel (epe / width), n (clips), and the standard error of epe over clips."""
+        n = len(self.psnr)
+        if not n:
+            return dict(psnr=None, ssim=None, epe=None, epe_rel=None, n=0)
+        mean = sum(self.distance) / max(1, sum(self.seen))
+        spread = sum((d - mean * s) ** 2 for d, s in zip(self.distance, self.seen)) ** 0.5 / max(1, sum(self.seen))
+        return dict(psnr=sum(self.psnr) / n, ssim=sum(self.ssim) / n, epe=mean, epe_rel=mean / self.width, n=n,
+                    epe_error=spread, points=sum(self.seen), **self.extra)
+
+
+# --- what makes the videos ------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | None, frames: int, seed: int) -> Tensor:
+    """A batch of clips streamed chunk by chunk, as `Stream` plays them. first [B, 3, H, W] -> frames [B, T, 3, H, W]."""
+    config, generator = kit.preset.stream, torch.Generator().manual_seed(seed)
+    length = kit.geometry.latent_frames(frames)
+    chunks = next(i for i in range(1, length + 1) if config.span(i)[0] >= length)
+    cond = kit.condition(captions, _until(tracks, kit.geometry.pixel_frames(config.span(chunks)[0])), first)
+    roll, made, past = Roll(kit.dit, kit.dit.read(cond.text, cond.clip), config), [], None
+    for now in (slice(*config.span(i)) for i in range(chunks)):
+        motion = cond.motion[:, now] if cond.motion is not None else None
+        x0 = roll.next(_noise(kit, len(captions), now.stop - now.start, generator), motion,
+                       given(kit.dit, cond.image, now), generator=generator)
+        pixels, past = kit.vae.decode(x0, past)
+        made.append(pixels)
+    return torch.cat(made, dim=1)[:, :frames].float()
+
+
+@torch.no_grad()
+def by_teacher(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | None, frames: int, seed: int) -> Tensor:
+    """A batch of whole clips by the jointly guided teacher. -> frames [B, T, 3, H, W]"""
+    preset, generator = kit.preset, torch.Generator().manual_seed(seed)
+    cond = kit.condition(captions, tracks, first)
+    for step in sample(kit.dit, _noise(kit, len(captions), kit.geometry.latent_frames(frames), generator), cond,
+                       preset.sample_steps, preset.stream.time_shift, preset.text_scale, preset.motion_scale):
+        latents = step.x0
+    return kit.vae.decode(latents)[0].float()
+
+
+@torch.no_grad()
+def through_vae(kit: Kit, truth: Tensor) -> Tensor:
+    return kit.vae.decode(kit.vae.encode(truth))[0].float()
+
+
+def displaced(truth: Tensor, seed: int, most: float = 3.0) -> tuple[Tensor, Tensor]:
+    """The truth moved by a smooth known field of up to `most` pixels (at 96 px of width), blurred, with noise.
+
+    A made video's error is of that kind. -> frames, and the field [B, T, 2, H, W] by which each pixel went (x, y).
+    """
+    (B, T, _, H, W), device = truth.shape, truth.device
+    g = torch.Generator().manual_seed(seed)
+    field = (torch.rand(B * T, 2, 3, 3, generator=g) * 2 - 1) * most * W / trackers.REFERENCE
+    field = F.interpolate(field, (H, W), mode="bicubic", align_corners=True).to(device)
+    y, x = torch.meshgrid(torch.arange(H, device=device) + 0.5, torch.arange(W, device=device) + 0.5, indexing="ij")
+    grid, back = torch.stack([x, y], dim=-1), field                              # what is shown at x came from x - field
+    for _ in range(5):                                                           # field is given where points start
+        back = F.grid_sample(field, _unit(grid - back.permute(0, 2, 3, 1), H, W), padding_mode="border", align_corners=False)
+    frames = F.grid_sample(truth.flatten(0, 1), _unit(grid - back.permute(0, 2, 3, 1), H, W), mode="bicubic",
+                           padding_mode="reflection", align_corners=False)
+    frames = trackers.smooth(frames, 0.8) + 0.02 * torch.randn(frames.shape, generator=g).to(device)
+    return frames.clamp(0, 1).view_as(truth), field.unflatten(0, (B, T))
+
+
+def _unit(xy: Tensor, height: int, width: int) -> Tensor:
+    return xy * 2 / xy.new_tensor([width, height]) - 1
+
+
+def _noise(kit: Kit, batch: int, length: int, generator: torch.Generator) -> Tensor:
+    (h, w), channels = kit.geometry.latent_size, kit.dit.config.latent_channels
+    return draw(torch.empty(batch, length, channels, h, w, device=kit.device), generator)
+
+
+def _until(tracks: Tracks | None, frames: int) -> Tracks | None:
+    """Tracks over more frames than they were given for: they end there and say nothing afterwards."""
+    if tracks is None or tracks.xy.shape[1] >= frames:
+        return tracks
+    more = frames - tracks.xy.shape[1]
+    return Tracks(torch.cat([tracks.xy, tracks.xy[:, -1:].expand(-1, more, -1, -1)], dim=1),
+                  F.pad(tracks.visible, (0, 0, 0, more)), tracks.ids)
+
+
+# --- the suite ------------------------------------------------------------------------------------------------------
+
+def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_path=None, *, seed: int = HELD_OUT,
+        level: str = "calm", roles: tuple[str, ...] = ROLES, frames: int = 45, grid: int = 24, batch: int = 4,
+        device=None, teacher: Kit | None = None, quiet: bool = False) -> dict:
+    """Measure `clips` held-out clips and print the table; an interrupt keeps what was measured.
+
+    model: a name for `load`, or a student's Kit (then `teacher` is its teacher's, if that is to be measured).
+    frames: T, whole latent frames (45 pixel frames are four chunks of three). grid: tracks along each side of the frame.
+    -> {"rows": {role: {psnr, ssim, epe, epe_rel, n, ...}}, ...}; written to json_path after each batch. The student has a
+    second row, `student_sparse`: 1 to 20 points as drawn by hand, measured at these points alone.
+    """
+    if suite != "world":
+        raise ValueError(f"no suite called {suite!r}: use 'world'")
+    unknown = sorted(set(roles) - set(ROLES))
+    if unknown:
+        raise ValueError(f"nothing plays the role of {', '.join(unknown)}: use some of {', '.join(ROLES)}")
+    if seed < HELD_OUT:
+        raise ValueError(f"seed {seed} is one that training may have seen: held-out clips begin at {HELD_OUT}")
+    student = model if isinstance(model, Kit) else load(model, "student" if set(roles) != {"teacher"} else "teacher", device)
+    kits = {"student": student, "teacher": teacher}
+    if "teacher" in roles and teacher is None:
+        if isinstance(model, Kit):
+            raise ValueError("the teacher is to be measured but only a student's kit came: hand in teacher= too")
+        kits["teacher"] = load(model, "teacher", device) if student.role != "teacher" else student
+    geometry = student.geometry
+    geometry.latent_frames(frames)
+    world = World(geometry, level)
+    names = [name for role in ROLES if role in roles for name in (role, *(["student_sparse"] * (role == "student")))]
+    rows = {name: Row(geometry.width) for name in names}
+    report = dict(suite=suite, model=student.name, level=level, command=" ".join(["msk", *sys.argv[1:]]),
+                  device=str(student.device), dtype=str(student.dtype).removeprefix("torch."), torch=torch.__version__,
+                  revision=_revision(student, kits["teacher"] if "teacher" in roles else None), height=geometry.height,
+                  width=geometry.width, frames=frames, grid=grid, clip_seeds=[], complete=False)
+    bar = tqdm(total=clips * len(names), desc=f"eval {student.name}", unit="clip", disable=quiet)
+    try:
+        for start in range(0, clips, batch):
+            seeds = list(range(seed + start, seed + min(clips, start + batch)))
+            measured = _batch(world, seeds, frames, grid, kits, names, bar)
+            for name, parts in measured.items():
+                rows[name].add(*parts)
+            report["clip_seeds"] += seeds
+            report["complete"] = start + batch >= clips
+            report["rows"] = {name: row.summary() for name, row in rows.items()}
+            _write(json_path, report)
+    except KeyboardInterrupt:
+        bar.write(f"stopped after {len(report['clip_seeds'])} of {clips} clips; what was measured is kept")
+    finally:
+        bar.close()
+    report.setdefault("rows", {name: row.summary() for name, row in rows.items()})
+    _write(json_path, report)
+    if not quiet:
+        print(table(report))
+    return report
+
+
+def _batch(world: World, seeds: list[int], frames: int, grid: int, kits: dict, names: list[str], bar) -> dict:
+    """One batch of clips: {row: (made, truth, found, tracks)}."""
+    kit = kits["student"]
+    device, g = kit.device, torch.Generator().manual_seed(seeds[0])
+    clips = [world.sample(1, frames, seed=s) for s in seeds]                      # one seed a clip, whatever the batch
+    truth = torch.cat([clip.frames for clip in clips])
+    captions = [caption for clip in clips for caption in clip.captions]
+
+    def follow(points):
+        parts = [clip.track(points[b:b + 1].cpu()) for b, clip in enumerate(clips)]
+        return Tracks(*(torch.cat([getattr(p, name) for p in parts]) for name in ("xy", "visible", "ids"))).to(points.device)
+
+    dense = follow(grid_points(world.geometry, grid, grid, len(seeds)))
+    dense = dense.with_ids(draw_ids(len(seeds), grid * grid, kit.preset.tracks.max_id, g)).to(device)
+    asked = trackers.trackable(truth, follow, POINTS, g).to(device)
+    truth = truth.to(device)
+    first = truth[:, 0]
+    measured = {}
+    for name in names:
+        tracks, found = asked, None
+        if name == "first_frame":
+            made = first[:, None].expand_as(truth)
+        elif name == "vae":
+            made = through_vae(kit, truth)
+        elif name == "tracker":
+            made, field = displaced(truth, seeds[0])
+            H, W = truth.shape[-2:]
+            known = F.grid_sample(field.flatten(0, 1), _unit(asked.xy.flatten(0, 1), H, W)[:, :, None], align_corners=False,
+                                  padding_mode="border")[..., 0].mT.unflatten(0, truth.shape[:2])     # [B, T, N, 2]
+            found = trackers.register(made, truth, asked.xy) - known
+        elif name == "student_sparse":
+            tracks = _sparse(asked, g)
+            hand = Tracks(tracks.xy, follow(tracks.xy[:, 0]).visible.to(device) & tracks.visible.any(dim=1, keepdim=True),
+                          draw_ids(len(seeds), tracks.xy.shape[2], kit.preset.tracks.max_id, g).to(device))
+            made = by_student(kit, captions, first, hand, frames, seeds[0])
+        else:
+            make = by_student if name == "student" else by_teacher
+            made = make(kits[name], captions, first, dense, frames, seeds[0])
+        if found is None:
+            found = trackers.register(made.contiguous(), truth, tracks.xy)
+        measured[name] = made, truth, found, tracks
+        bar.update(len(seeds))
+    return measured
+
+
+def _sparse(asked: Tracks, g: torch.Generator) -> Tracks:
+    """1 to 20 of the measured points, half of the time a cluster about one of them: what a hand would draw."""
+    chosen = torch.zeros_like(asked.visible[:, 0])                                # [B, N]
+    for b in range(len(chosen)):
+        can = asked.visible[b].any(dim=0).nonzero()[:, 0]
+        if not len(can):
+            continue
+        count = min(len(can), int(torch.randint(1, 21, (), generator=g)))
+        order = torch.randperm(len(can), generator=g)
+        if torch.rand((), generator=g) < 0.5:
+            order = (asked.xy[b, 0, can] - asked.xy[b, 0, can[order[0]]]).norm(dim=-1).argsort()
+        chosen[b, can[order[:count].to(can.device)]] = True
+    return Tracks(asked.xy, asked.visible & chosen[:, None], asked.ids)
+
+
+# --- reporting ------------------------------------------------------------------------------------------------------
+
+def table(report: dict) -> str:
+    """The rows as people read them."""
+    lines = [f"{report['model']} on {report['suite']} ({report['level']}), {len(report['clip_seeds'])} held-out clips of "
+             f"{report['frames']} frames at {report['width']}x{report['height']}, {report['dtype']} on {report['device']}",
+             f"{'':<16}{'PSNR':>8}{'SSIM':>8}{'EPE':>9}{'EPE/W':>9}{'clips':>7}"]
+    for name, row in report["rows"].items():
+        if row["n"]:
+            lines.append(f"{name:<16}{row['psnr']:>8.2f}{row['ssim']:>8.3f}{row['epe']:>7.2f}px{row['epe_rel']:>9.4f}"
+                         f"{row['n']:>7}")
+    return "\n".join(lines)
+
+
+def _write(path, report: dict) -> None:
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(path), (json.dumps(report, indent=2) + "\n").encode())
+
+
+def _revision(*kits: Kit | None) -> str:
+    """A short name for these very weights."""
+    import hashlib
+    digest = hashlib.sha256()
+    for kit in kits:
+        for module in kit.modules().values() if kit is not None else ():
+            for name, x in module.state_dict().items():
+                digest.update(name.encode())
+                digest.update(x.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]

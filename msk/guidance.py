@@ -1,0 +1,42 @@
+"""Joint text and motion guidance."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Everything a clip is asked to follow; None stands for zeros."""
+    text: Tensor                    # [B, L, text_dim]
+    motion: Tensor | None           # [B, F, Cm, h, w]
+    image: Tensor | None            # [B, F, Ci, h, w], frame 0 the given picture, zeros after
+    null_text: Tensor               # [B, L, text_dim], the empty prompt
+    clip: Tensor | None = None      # [B, 257, clip_dim], only models with image cross-attention
+
+    def without_text(self) -> Condition:
+        return replace(self, text=self.null_text)
+
+    def without_motion(self) -> Condition:
+        return replace(self, motion=None)
+
+
+def joint_guidance(dit, latents: Tensor, t: Tensor, cond: Condition,
+                   text_scale: float = 3.0, motion_scale: float = 1.5) -> Tensor:
+    """Velocity pulled toward the prompt and toward the tracks: up to three passes of the teacher.
+
+    A scale of 0 leaves its pass out; scales that sum to 1 (or both 0) mean no guidance.
+    MotionStream (2511.01266 v5), Eq. 2.
+    """
+    def velocity(c: Condition) -> Tensor:
+        return dit(latents, t, c.text, c.motion, c.image, clip=c.clip)
+
+    both = velocity(cond)
+    if text_scale + motion_scale in (0, 1):
+        return both
+    motion_only = velocity(cond.without_text()) if text_scale else both
+    text_only = velocity(cond.without_motion()) if motion_scale else both
+    a = text_scale / (text_scale + motion_scale)
+    base = a * motion_only + (1 - a) * text_only
+    return base + text_scale * (both - motion_only) + motion_scale * (both - text_only)

@@ -1,0 +1,276 @@
+"""A kit: everything one model needs to turn tracks into video, and the one door to it, `load`."""
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .config import PRESETS, Geometry, Preset
+from .dit import DiT
+from .guidance import Condition
+from .motion import TrackHead
+from .picture import picture
+from .text import TextEncoder
+from .tinyvae import TinyVAE
+from .tracks import Tracks
+from .weights import fetch, fill, first_line, read_weights, save_weights, write_whole
+
+ROLES = ("student", "teacher")
+PARTS = ("track_head", "vae", "text", "clip")   # beside the transformer; not every kit has text and clip of its own
+
+
+@dataclass
+class Kit:
+    dit: DiT
+    track_head: nn.Module
+    vae: nn.Module
+    text: nn.Module | None
+    preset: Preset
+    role: str = "student"
+    clip: nn.Module | None = None               # pictures [B, 3, H, W] -> CLIP features, for models that look at them
+
+    @property
+    def name(self) -> str:
+        return self.preset.name
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.preset.geometry
+
+    @property
+    def device(self) -> torch.device:
+        return self.dit.patch_embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.dit.patch_embedding.weight.dtype
+
+    @staticmethod
+    def random(preset: str | Preset, seed: int = 0, role: str = "student") -> Kit:
+        """Untrained weights at any size; the seed decides them."""
+        preset = preset if isinstance(preset, Preset) else known(preset)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Kit(*_modules(preset), preset, role).eval()
+
+    def modules(self) -> dict[str, nn.Module]:
+        """By file name; the transformer under its role."""
+        return {self.role: self.dit, **{part: getattr(self, part) for part in PARTS if getattr(self, part) is not None}}
+
+    def eval(self) -> Kit:
+        for module in self.modules().values():
+            module.eval().requires_grad_(False)
+        return self
+
+    def to(self, device=None, dtype: torch.dtype | None = None) -> Kit:
+        """Move in place. Time embedding, track head and text stay in float32; convolutions become channels-last."""
+        for module in self.modules().values():
+            module.to(device)
+        if dtype is not None:
+            self.dit.to(dtype)
+            self.dit.time_embedding.float()
+            self.dit.time_projection.float()
+            for vae in (module for module in self.vae.modules() if isinstance(module, TinyVAE)):
+                vae.encoder.to(dtype=dtype, memory_format=torch.channels_last)
+                vae.decoder.to(dtype=dtype, memory_format=torch.channels_last)
+        return self
+
+    @torch.no_grad()
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """Prompts -> [B, L, text_dim]; "" is the null prompt."""
+        if self.text is None:
+            raise ValueError(f"{self.name} has no text encoder of its own: give it umT5 features, or set kit.text to "
+                             "something that maps a list of prompts to [B, L, text_dim]")
+        return self.text(prompts)
+
+    @torch.no_grad()
+    def encode_image(self, image) -> Tensor:
+        """A picture (see `picture`) or [B, 3, H, W] -> [B, f, mask + image channels, h, w], the first frames of `image`.
+
+        f is 1, but for image_frames="grey": there the latents of grey frames follow, until the picture is forgotten.
+        """
+        c = self.dit.config
+        if not c.image_channels and c.image_frames != "clean":
+            raise ValueError(f"{self.name} has no channels for a first frame: leave the image out")
+        pixels = picture(image, self.geometry).to(self.device)[:, None]
+        if c.image_frames == "grey":
+            grey = pixels.new_full((1, 1, 1, 1, 1), 0.5)
+            after = self.geometry.pixel_frames(self.vae.forgets) - 1
+            pixels = torch.cat([pixels, grey.expand(len(pixels), after, *pixels.shape[2:])], dim=1)
+        latents = self.vae.encode(pixels)
+        mask = latents.new_zeros(*latents.shape[:2], c.mask_channels, *latents.shape[3:])
+        mask[:, 0] = 1
+        return torch.cat([mask, latents], dim=2)
+
+    @torch.no_grad()
+    def encode_clip(self, image) -> Tensor | None:
+        """A picture -> CLIP features [B, 257, clip_dim]; None without a picture, or where the transformer asks for none."""
+        c = self.dit.config
+        if image is None or not c.clip_dim or c.text_split:
+            return None
+        if self.clip is None:
+            raise ValueError(f"{self.name} looks at pictures through CLIP, and none is here: put image_encoder/ beside its "
+                             f"transformer, or set kit.clip to something that maps [B, 3, H, W] to [B, 257, {c.clip_dim}]")
+        return self.clip(picture(image, self.geometry).to(self.device))
+
+    @torch.no_grad()
+    def condition(self, prompts: list[str], tracks: Tracks | None = None, image=None) -> Condition:
+        """What a whole clip is asked to follow. tracks over T = 1 + 4 (F - 1) pixel frames, in this kit's pixels."""
+        text = self.encode_text(prompts)
+        nothing = self.preset.null_prompt
+        null = torch.zeros_like(text) if nothing is None else self.encode_text([nothing] * len(prompts))
+        given = self.encode_image(image).expand(len(prompts), -1, -1, -1, -1) if image is not None else None
+        motion = self.motion(tracks.check(batch=len(prompts)), given) if tracks is not None else None
+        clip = self.encode_clip(image)
+        return Condition(text, motion, given, null, clip.expand(len(prompts), -1, -1) if clip is not None else None)
+
+    @torch.no_grad()
+    def motion(self, tracks: Tracks, given: Tensor | None, start: bool = True) -> Tensor:
+        """Tracks as the transformer reads them; `given` comes from `encode_image`, start: see `TrackHead`."""
+        latents = given[:, 0, -self.dit.config.image_channels:] if given is not None else None
+        return self.track_head(tracks.to(self.device), start, latents)
+
+    def save(self, folder) -> Path:
+        """config.json and one safetensors file per part, each written whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, module in self.modules().items():
+            if isinstance(module, (DiT, TrackHead, TinyVAE, TextEncoder)):      # what came from outside stays outside
+                save_weights(module.state_dict(), folder / f"{name}.safetensors")
+        write_whole(folder / "config.json", json.dumps(self.preset.to_dict(), indent=2).encode() + b"\n")
+        return folder
+
+    @staticmethod
+    def from_pretrained(repo: str, role: str = "student", *, revision: str | None = None, device=None,
+                        dtype: torch.dtype | None = None) -> Kit:
+        """A kit folder from the hub."""
+        return _open(fetch(repo, revision, ["config.json", "*.safetensors", "README.md"]), role, device, dtype)
+
+    def push_to_hub(self, repo: str, *, private: bool = False, message: str = "Upload kit") -> str:
+        """Save, and upload the folder to a model repository (created if need be); needs `hf auth login`."""
+        from huggingface_hub import HfApi
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            try:
+                api.create_repo(repo, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message))
+            except Exception as error:
+                raise ConnectionError(f"{repo} could not be written on the hub ({first_line(error)}): check the network, "
+                                      "the name (owner/name) and `hf auth login`") from error
+
+
+def load(name: str | os.PathLike, role: str = "student", device=None, dtype: torch.dtype | None = None,
+         revision: str | None = None, like: str | None = None, which: str | None = None) -> Kit:
+    """The one door: a name ("tiny"), a kit folder, a hub repository ("owner/name"), a big preset, or a file or folder of
+    Wan's family (see `wan.open_path`, also for `like` and `which`), as a `Kit`.
+
+    role "student" or "teacher"; device: CUDA where there is one; dtype: what that device computes fastest.
+    """
+    if role not in ROLES:
+        raise ValueError(f"role {role!r} is not known: use {' or '.join(ROLES)}")
+    name = os.fspath(name)
+    for folder in (Path(name), assets() / name):
+        if is_kit(folder):
+            return _open(folder, role, device, dtype)
+    if holds_weights(Path(name)):
+        from . import wan
+        return wan.open_path(name, role, device=device, dtype=dtype, like=like, which=which)
+    if name in PRESETS and PRESETS[name].text is None:
+        from . import wan
+        return wan.load(name, role, device=device, dtype=dtype, revision=revision)
+    if name.count("/") == 1 and not Path(name).exists():
+        return Kit.from_pretrained(name, role, revision=revision, device=device, dtype=dtype)
+    raise FileNotFoundError(f"no kit called {name!r}: looked for a config.json in {Path(name)} and in {assets() / name}; "
+                            f"give a kit folder, owner/name on the hub, or one of {', '.join(names())}")
+
+
+def holds_weights(path: Path) -> bool:
+    """A weights file, or a folder with some where Wan's family keeps them."""
+    inside = (p for where in ("", "transformer", "models", "checkpoints") for p in (path / where).glob("*"))
+    return path.is_file() or any(p.suffix in (".safetensors", ".pt") for p in inside)
+
+
+def is_kit(folder: Path) -> bool:
+    """Is there a config.json, and not that of a Wan transformer alone?"""
+    config = folder / "config.json"
+    return config.is_file() and not any(key in config.read_text() for key in ('"_class_name"', '"num_heads"', '"in_dim"'))
+
+
+def names() -> list[str]:
+    """Kits that `load` finds by name."""
+    here = assets()
+    own = sorted(p.parent.name for p in here.glob("*/config.json")) if here.is_dir() else []
+    return [*own, *(name for name, preset in PRESETS.items() if preset.text is None)]
+
+
+def known(name: str) -> Preset:
+    if name not in PRESETS:
+        raise ValueError(f"no preset called {name!r}: use one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def assets() -> Path:
+    """Where the weights that travel with the package lie: $MSK_ASSETS, beside the package, or inside it."""
+    if os.environ.get("MSK_ASSETS"):
+        return Path(os.environ["MSK_ASSETS"])
+    here = Path(__file__).resolve().parent
+    return here / "assets" if (here / "assets").is_dir() else here.parent / "assets"
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def best_dtype(device) -> torch.dtype:
+    """bfloat16 on CUDA, and on a CPU that multiplies it natively; else float32, eight times faster there."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    if all(asked):
+        return any(ask() for ask in asked)
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _modules(preset: Preset) -> tuple[DiT, nn.Module, nn.Module, nn.Module | None]:
+    if (preset.vae.stride, preset.vae.time_stride) != (preset.geometry.stride, preset.geometry.time_stride):
+        raise ValueError(f"the autoencoder of {preset.name} has strides {preset.vae.stride}, {preset.vae.time_stride}, but "
+                         f"its geometry {preset.geometry.stride}, {preset.geometry.time_stride}: change one of them")
+    drawn = preset.tracks.width(preset.geometry.time_stride)
+    if preset.dit.motion_channels not in (0, drawn):
+        raise ValueError(f"the transformer of {preset.name} reads {preset.dit.motion_channels} channels of motion, but its "
+                         f"track head makes {drawn}: change one of them")
+    return (DiT(preset.dit), TrackHead(preset.tracks, preset.geometry), TinyVAE(preset.vae),
+            TextEncoder(preset.text) if preset.text else None)
+
+
+def _open(folder: Path, role: str, device, dtype: torch.dtype | None) -> Kit:
+    """A kit folder as a kit."""
+    try:
+        preset = Preset.from_dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} does not describe a kit ({first_line(error)})") from error
+    if not (folder / f"{role}.safetensors").is_file():
+        held = [r for r in ROLES if (folder / f"{r}.safetensors").is_file()]
+        raise FileNotFoundError(f"{folder} holds no {role}" + (f", only a {' and a '.join(held)}: ask for that"
+                                                               if held else " and no other transformer: train one"))
+    with torch.random.fork_rng(devices=[]):
+        kit = Kit(*_modules(preset), preset, role).eval()
+    for name, module in kit.modules().items():
+        fill(module, read_weights(folder / f"{name}.safetensors"), str(folder / f"{name}.safetensors"))
+    device = torch.device(device) if device is not None else best_device()
+    return kit.to(device, dtype or best_dtype(device))

@@ -1,0 +1,202 @@
+"""What the page and the engine say to each other: the same words over a WebSocket and through a notebook's comm.
+
+Up, text (JSON, at most 8 KiB), one object with a `type`:
+
+    open     image (id of a picture), prompt, seed       take this picture, forget the old stream
+    start  stop  pause  resume  reset  undo              the take: begin, end, hold, go on; to the picture; one step back
+    add      id, kind "live" | "pin", x, y, t            a new point; the page chooses the id, 0..65535
+    grab     id, t                                       a pointer takes hold of a point
+    release  id, t, keep                                 lets it go: the point holds its place (keep) or says no more
+    pin      id, on                                      the point stays where it is, or lives again
+    remove   id
+    export   what "mp4" | "json"                         answered by `file`
+    ping     t                                           answered by `pong`, t unchanged
+
+Up, binary, little endian (at most 64 KiB):
+
+    pointer  u8 1, u8 n, then n of  f64 t, u16 id, f32 x, f32 y          at most 64 samples
+    ack      u8 2, u32 seq                                               this frame has come
+
+Down, text: `hello` (session, geometry, fps, limits), `state` (state, points, prompt, seed, undo), `queue` (place),
+`error` (message: one sentence for a person), `note` (the same, not an error), `file` (url, name), `pong`.
+
+Down, binary, little endian: one frame
+
+    u8 1, u8 quality, u8 n, u8 flags (1 = still), u32 seq, u32 chunk, u32 index, f64 pts, f64 sent, f64 echo,
+    then n of  u16 id, u8 kind (0 live, 1 pin), u8 0, f32 x, f32 y,  then a JPEG
+
+x and y are shares of the picture's width and height, origin top left; they may leave [0, 1] and are brought back to the
+edge. `t` and `echo` are milliseconds of the page's clock: `echo` is the newest pointer sample that this frame knows of
+(NaN: none). `pts` (when to show) and `sent` are milliseconds of the server's clock, so that their difference needs no
+common clock.
+"""
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+
+VERSION = 1
+MAX_TEXT = 8 * 1024
+MAX_BINARY = 64 * 1024
+MAX_POINTS = 64
+MAX_PROMPT = 1000
+MAX_SAMPLES = 64
+
+_POINTER, _ACK, _FRAME = 1, 2, 1
+_SAMPLE = struct.Struct("<dHff")
+_HEAD = struct.Struct("<BBBBIIIddd")
+_MARK = struct.Struct("<HBBff")
+
+
+class ProtocolError(ValueError):
+    """What came was not the protocol; the text is one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where a pointer was at `t` (milliseconds of the page's clock); x, y are shares of the picture."""
+    t: float
+    id: int
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where the model was asked to have a point in one frame."""
+    id: int
+    pinned: bool
+    x: float
+    y: float
+
+
+def _number(name: str, value, low: float = -math.inf, high: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:      # NaN is not
+        raise ProtocolError(f"{name} was {value!r:.40}: send a finite number")
+    if not low <= value <= high:
+        raise ProtocolError(f"{name} was {value}: send a number from {low} to {high}")
+    return float(value)
+
+
+def _whole(name: str, value, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ProtocolError(f"{name} was {value!r:.40}: send a whole number from {low} to {high}")
+    return value
+
+
+def _share(name: str, value) -> float:
+    """A share of the picture, brought back to its edge."""
+    return min(max(_number(name, value), 0.0), 1.0)
+
+
+def _words(name: str, value, limit: int) -> str:
+    if not isinstance(value, str) or len(value) > limit:
+        came = f"{len(value)} characters" if isinstance(value, str) else repr(value)[:40]
+        raise ProtocolError(f"{name} was {came}: send text of at most {limit} characters")
+    return value
+
+
+def _one_of(*choices: str):
+    def check(name: str, value) -> str:
+        if value not in choices:
+            raise ProtocolError(f"{name} was {value!r:.40}: send one of {', '.join(choices)}")
+        return value
+    return check
+
+
+def _yes_or_no(name: str, value) -> bool:
+    if not isinstance(value, bool):
+        raise ProtocolError(f"{name} was {value!r:.40}: send true or false")
+    return value
+
+
+def _point_id(name, value):
+    return _whole(name, value, 0, 65535)
+
+
+_FIELDS = {
+    "open": {"image": lambda n, v: _words(n, v, 64), "prompt": lambda n, v: _words(n, v, MAX_PROMPT),
+             "seed": lambda n, v: _whole(n, v, 0, 2 ** 31 - 1)},
+    "start": {}, "stop": {}, "pause": {}, "resume": {}, "reset": {}, "undo": {},
+    "add": {"id": _point_id, "kind": _one_of("live", "pin"), "x": _share, "y": _share, "t": _number},
+    "grab": {"id": _point_id, "t": _number},
+    "release": {"id": _point_id, "t": _number, "keep": _yes_or_no},
+    "pin": {"id": _point_id, "on": _yes_or_no},
+    "remove": {"id": _point_id},
+    "export": {"what": _one_of("mp4", "json")},
+    "ping": {"t": _number},
+}
+
+
+def read_text(text: str) -> dict:
+    """JSON from the page -> a checked message: every field it must have, and no other."""
+    if len(text) > MAX_TEXT:
+        raise ProtocolError(f"a message of {len(text)} characters came: at most {MAX_TEXT} are read")
+    try:
+        message = json.loads(text, parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
+        raise ProtocolError("a message came that is not JSON: send one JSON object with a \"type\"") from None
+    if not isinstance(message, dict):
+        raise ProtocolError("a message came that is no JSON object: send one with a \"type\"")
+    kind = message.get("type")
+    fields = _FIELDS.get(kind) if isinstance(kind, str) else None
+    if fields is None:
+        raise ProtocolError(f"a message of type {kind!r:.40} came: the types are {', '.join(_FIELDS)}")
+    missing = [name for name in fields if name not in message]
+    if missing:
+        raise ProtocolError(f"\"{kind}\" came without {', '.join(missing)}: it takes {', '.join(fields)}")
+    return {"type": kind, **{name: check(name, message[name]) for name, check in fields.items()}}
+
+
+def is_ack(data: str | bytes) -> bool:
+    return len(data) == 5 and data[0] == _ACK
+
+
+def read_binary(data: bytes) -> dict:
+    """Bytes from the page -> {"type": "pointer", "samples": [...]} or {"type": "ack", "seq": n}."""
+    if len(data) > MAX_BINARY:
+        raise ProtocolError(f"a binary message of {len(data)} bytes came: at most {MAX_BINARY} are read")
+    if is_ack(data):
+        return {"type": "ack", "seq": struct.unpack_from("<I", data, 1)[0]}
+    if len(data) < 2 or data[0] != _POINTER:
+        raise ProtocolError(f"a binary message of {len(data)} bytes came that is neither pointer samples nor an ack")
+    count = data[1]
+    if not 1 <= count <= MAX_SAMPLES or len(data) != 2 + count * _SAMPLE.size:
+        raise ProtocolError(f"{count} pointer samples in {len(data)} bytes came: send 1 to {MAX_SAMPLES}, "
+                            f"{_SAMPLE.size} bytes each after the first two")
+    samples = []
+    for t, point, x, y in _SAMPLE.iter_unpack(data[2:]):
+        samples.append(Sample(_number("t", t), point, _share("x", x), _share("y", y)))
+    return {"type": "pointer", "samples": samples}
+
+
+def read(data: str | bytes) -> dict:
+    return read_text(data) if isinstance(data, str) else read_binary(bytes(data))
+
+
+def write_samples(samples: list[Sample]) -> bytes:
+    return bytes((_POINTER, len(samples))) + b"".join(_SAMPLE.pack(s.t, s.id, s.x, s.y) for s in samples)
+
+
+def write_ack(seq: int) -> bytes:
+    return struct.pack("<BI", _ACK, seq)
+
+
+def write_frame(jpeg: bytes, *, quality: int, seq: int, chunk: int, index: int, pts: float, sent: float,
+                echo: float | None, marks: list[Mark], still: bool = False) -> bytes:
+    head = _HEAD.pack(_FRAME, quality, len(marks), int(still), seq, chunk, index, pts, sent,
+                      math.nan if echo is None else echo)
+    return head + b"".join(_MARK.pack(m.id, int(m.pinned), 0, m.x, m.y) for m in marks) + jpeg
+
+
+def read_frame(data: bytes) -> dict:
+    """What the page does with a frame, in Python: for tests, and for clients that are no browser."""
+    kind, quality, count, flags, seq, chunk, index, pts, sent, echo = _HEAD.unpack_from(data)
+    if kind != _FRAME:
+        raise ProtocolError(f"a binary message of kind {kind} came: a frame is of kind {_FRAME}")
+    end = _HEAD.size + count * _MARK.size
+    marks = [Mark(i, bool(pinned), x, y) for i, pinned, _, x, y in _MARK.iter_unpack(data[_HEAD.size:end])]
+    return {"quality": quality, "still": bool(flags & 1), "seq": seq, "chunk": chunk, "index": index, "pts": pts,
+            "sent": sent, "echo": None if math.isnan(echo) else echo, "marks": marks, "jpeg": data[end:]}

@@ -1,0 +1,414 @@
+"""The stage's WebSocket: who may come in, who plays, and no more frames in flight than the link can carry.
+
+    lobby = Lobby(lambda: Session(...), pictures)
+    demo.launch(app_kwargs={"routes": lobby.routes()})
+
+One model, one player: the first page plays, the others wait and are told their place. A page proves that it was served
+by us with a token (the WebSocket's subprotocol), and its Origin must be the host it asks; a custom route would otherwise
+answer any page and pass by any login.
+"""
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import math
+import secrets
+import shutil
+import tempfile
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from .protocol import MAX_BINARY, MAX_POINTS, MAX_TEXT, VERSION, ProtocolError, is_ack, read, write_frame
+from .session import Frame, Session
+
+log = logging.getLogger("msk.live")
+
+PROTOCOL = f"msk.v{VERSION}"
+LADDER = (95, 85, 70, 55, 40, 25)       # JPEG qualities, best first
+RATE, BURST = 240, 480                  # messages a page may send, per second and at once
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Tokens:
+    """Proofs that a page was served by us: made per page, good for a day, the oldest forgotten first."""
+
+    def __init__(self, limit: int = 2000, seconds: float = 86400):
+        self._issued: OrderedDict[str, float] = OrderedDict()
+        self.limit, self.seconds = limit, seconds
+
+    def issue(self) -> str:
+        token = secrets.token_urlsafe(24)
+        self._issued[token] = time.monotonic()
+        while len(self._issued) > self.limit:
+            self._issued.popitem(last=False)
+        return token
+
+    def known(self, token: str) -> bool:
+        born = self._issued.get(token)
+        return born is not None and time.monotonic() - born < self.seconds
+
+
+class Pictures:
+    """Starting pictures by id: the gallery's stay, of the uploads the latest are kept."""
+
+    def __init__(self, uploads: int = 32):
+        self.uploads = uploads
+        self._kept: dict[str, Image.Image] = {}
+        self._uploaded: OrderedDict[str, Image.Image] = OrderedDict()
+
+    def keep(self, id: str, image: Image.Image) -> str:
+        self._kept[id] = image
+        return id
+
+    def upload(self, image: Image.Image) -> str:
+        id = secrets.token_urlsafe(9)
+        self._uploaded[id] = image
+        while len(self._uploaded) > self.uploads:
+            self._uploaded.popitem(last=False)
+        return id
+
+    def __getitem__(self, id: str) -> Image.Image:
+        image = self._kept.get(id) or self._uploaded.get(id)
+        if image is None:
+            raise ProtocolError(f"there is no picture {id!r:.40} any more: choose or upload one")
+        return image
+
+
+class Link:
+    """Frames on their way to one page: at most `window` unacknowledged; quality falls when they keep piling up.
+
+    The window is what a good link holds (its quickest trip so far, and the `ahead` seconds frames are sent early) and
+    `patience` seconds more, so that a page that pauses for breath is not taken for a thin link. A frame unanswered for
+    `lost` seconds is forgotten: an answer that never comes must not end the stream.
+    """
+    patience, lost = 0.25, 3.0
+
+    def __init__(self, fps: float, ahead: float):
+        self.fps, self.ahead = fps, ahead
+        self.seq = self.dropped = 0
+        self.rung = self._piled = 0
+        self._flying: OrderedDict[int, float] = OrderedDict()
+        self._trips: deque[float] = deque(maxlen=120)
+        self._changed = time.monotonic()
+
+    @property
+    def quality(self) -> int:
+        return LADDER[self.rung]
+
+    @property
+    def window(self) -> int:
+        quickest = min(self._trips, default=0.1)
+        return math.ceil((quickest + self.ahead + self.patience) * self.fps) + 2
+
+    def may_send(self) -> bool:
+        """Whether the next frame goes out; if not, it is dropped and the next ones are made smaller."""
+        now = time.monotonic()
+        while self._flying and now - next(iter(self._flying.values())) > self.lost:
+            self._flying.popitem(last=False)
+        if len(self._flying) < self.window:
+            if now - self._changed > 2:
+                self.rung, self._piled, self._changed = max(self.rung - 1, 0), 0, now
+            return True
+        self.dropped += 1
+        self._piled += 1
+        if self._piled >= 4 and now - self._changed > 0.5:
+            self.rung, self._piled, self._changed = min(self.rung + 1, len(LADDER) - 1), 0, now
+        return False
+
+    def sent(self) -> int:
+        self.seq += 1
+        self._flying[self.seq] = time.monotonic()
+        return self.seq
+
+    def acked(self, seq: int) -> None:
+        if seq in self._flying:
+            self._trips.append(time.monotonic() - self._flying[seq])
+        for older in [s for s in self._flying if s <= seq]:
+            del self._flying[older]
+
+
+def to_jpeg(picture, quality: int) -> bytes:
+    packed = io.BytesIO()
+    Image.fromarray(picture).save(packed, "JPEG", quality=quality, subsampling=0 if quality > 60 else 2)
+    return packed.getvalue()
+
+
+def pack(frame: Frame, quality: int, seq: int) -> bytes:
+    """A frame as the page gets it."""
+    return write_frame(to_jpeg(frame.picture, quality), quality=quality, seq=seq, chunk=frame.chunk, index=frame.index,
+                       pts=frame.due * 1000, sent=time.monotonic() * 1000, echo=frame.echo, marks=frame.marks,
+                       still=frame.still)
+
+
+def greeting(session: Session, id: str) -> dict:
+    g = session.geometry
+    return {"type": "hello", "version": VERSION, "session": id, "model": session.name, "width": g.width, "height": g.height,
+            "fps": session.fps, "max_points": MAX_POINTS, "max_step": session.follow.max_step}
+
+
+class Visitor:
+    """One page on the line. Its outbox is bounded: of frames only the latest second is kept."""
+
+    def __init__(self, socket, loop):
+        self.socket, self.loop = socket, loop
+        self.session: Session | None = None
+        self.id, self.resume = "", ""
+        self.link: Link | None = None
+        self.words: deque[dict] = deque(maxlen=256)
+        self.frames: deque[Frame] = deque(maxlen=32)
+        self.news = asyncio.Event()
+
+    def say(self, message: dict) -> None:
+        self.words.append(message)
+        self.news.set()
+
+    def show(self, frame: Frame) -> None:
+        self.frames.append(frame)
+        self.news.set()
+
+    async def send_all(self) -> None:
+        """Words first, then frames, for as long as the line holds."""
+        from starlette.websockets import WebSocketDisconnect
+        try:
+            while True:
+                await self.news.wait()
+                self.news.clear()
+                while self.words or self.frames:
+                    while self.words:
+                        await self.socket.send_json(self.words.popleft())
+                    if self.frames:
+                        frame = self.frames.popleft()
+                        if frame.still or self.link.may_send():
+                            packed = await asyncio.to_thread(pack, frame, self.link.quality, self.link.sent())
+                            await self.socket.send_bytes(packed)
+        except (RuntimeError, WebSocketDisconnect):
+            return                                      # the line is gone; the listener says what follows
+
+
+class Lobby:
+    """The one player, the line of those who wait, and what a lost link leaves behind for `grace` seconds."""
+
+    def __init__(self, new_session: Callable[[], Session], pictures: Pictures | None = None, *, first: tuple | None = None,
+                 grace: float = 8.0):
+        self.new_session, self.pictures, self.first, self.grace = new_session, pictures or Pictures(), first, grace
+        self.tokens = Tokens()
+        self.hosts: set[str] | None = set(LOOPBACK)     # host names we answer to; None: any
+        self.player: Visitor | None = None
+        self.waiting: list[Visitor] = []
+        self._orphan: tuple[str, Session, bool] | None = None
+        self._orphan_ends: asyncio.Task | None = None
+        self._files: OrderedDict[str, Path] = OrderedDict()
+        self._folder = Path(tempfile.mkdtemp(prefix="msk-export-"))
+        self._ending = False
+
+    def routes(self) -> list:
+        from starlette.routing import Route, WebSocketRoute
+        return [WebSocketRoute("/msk/ws", self.meet), Route("/msk/file/{key}", self.give_file)]
+
+    # -- the door ----------------------------------------------------------------------------------------------------
+
+    def refusal(self, socket) -> str | None:
+        """Why this page may not come in; None: it may."""
+        host = socket.headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname or ""
+        if self.hosts is not None and name not in self.hosts:
+            return f"this server does not answer to the name {name!r:.80}"
+        origin = socket.headers.get("origin", "")
+        forwarded = socket.headers.get("x-forwarded-host", host)
+        if not origin or urlsplit(origin).netloc not in (host, forwarded if self.hosts is None else host):
+            return f"a page from {origin or 'nowhere'!r:.80} may not use the stage of {host!r:.80}"
+        offered = [p.strip() for p in socket.headers.get("sec-websocket-protocol", "").split(",")]
+        token = next((p[6:] for p in offered if p.startswith("token.")), "")
+        if PROTOCOL not in offered:
+            return f"the page does not speak {PROTOCOL}: reload it"
+        if not self.tokens.known(token):
+            return "the page's token is missing or too old: reload it"
+        return None
+
+    async def meet(self, socket) -> None:
+        """One page, from knocking to leaving. Nothing it sends ends the server."""
+        from starlette.websockets import WebSocketDisconnect
+        why = self.refusal(socket)
+        if why is not None:
+            log.warning("refused a page: %s", why)
+            return await socket.close(code=1008, reason=why[:120])
+        await socket.accept(subprotocol=PROTOCOL)
+        visitor = Visitor(socket, asyncio.get_running_loop())
+        visitor.resume = socket.query_params.get("resume", "")[:64]
+        sending = asyncio.create_task(visitor.send_all())
+        clean = False
+        try:
+            await self.arrive(visitor)
+            clean = await self.listen(visitor)
+        except WebSocketDisconnect as gone:
+            clean = gone.code in (1000, 1001)
+        except RuntimeError:                    # the line went away while something was being sent
+            pass
+        finally:
+            sending.cancel()
+            await self.leave(visitor, clean)
+
+    async def listen(self, visitor: Visitor) -> bool:
+        """Hear the page until it goes; True if it said good-bye."""
+        credit, last, warned = float(BURST), time.monotonic(), False
+        while True:
+            event = await visitor.socket.receive()
+            if event["type"] == "websocket.disconnect":
+                return event.get("code") in (1000, 1001)
+            now = time.monotonic()
+            credit, last = min(BURST, credit + (now - last) * RATE), now
+            data = event.get("text") if event.get("text") is not None else event.get("bytes") or b""
+            if credit < 1 and not is_ack(data):
+                if not warned:
+                    visitor.say({"type": "error",
+                                 "message": f"more than {RATE} messages a second came: some are passed over"})
+                    warned = True
+                continue
+            credit = max(credit - 1, 0)
+            try:
+                if len(data) > max(MAX_TEXT, MAX_BINARY):
+                    raise ProtocolError(f"a message of {len(data)} bytes came: at most {MAX_TEXT} of text or {MAX_BINARY} "
+                                        "of samples are read")
+                await self.hear(visitor, read(data))
+                warned = warned and credit < BURST / 2
+            except ProtocolError as error:
+                visitor.say({"type": "error", "message": str(error)})
+            except Exception as error:
+                log.exception("a message could not be obeyed")
+                visitor.say({"type": "error", "message": f"that did not work: {error}"})
+
+    async def hear(self, visitor: Visitor, message: dict) -> None:
+        kind, session = message["type"], visitor.session
+        if kind == "ping":
+            visitor.say({"type": "pong", "t": message["t"]})
+        elif session is None:
+            visitor.say(self._place(visitor))
+        elif kind == "ack":
+            visitor.link.acked(message["seq"])
+        elif kind == "open":
+            image = self.pictures[message["image"]] if message["image"] else session.image
+            if image is None:
+                raise ProtocolError("there is no picture yet: choose one")
+            await asyncio.to_thread(session.open, image, message["prompt"], message["seed"])
+        elif kind == "export":
+            visitor.say(await asyncio.to_thread(self._export, session, message["what"]))
+        else:
+            session.hear(message)
+
+    def _export(self, session: Session, what: str) -> dict:
+        import json
+        key = secrets.token_urlsafe(18)
+        path = self._folder / f"{key}.{what}"
+        if what == "mp4":
+            session.export(path)
+        elif session.take is None:
+            raise ProtocolError("nothing has been made yet: start the stream, then export")
+        else:
+            path.write_text(json.dumps(session.take.session()), encoding="utf-8")
+        self._files[key] = path
+        while len(self._files) > 16:
+            self._files.popitem(last=False)[1].unlink(missing_ok=True)
+        return {"type": "file", "url": f"msk/file/{key}", "name": f"{session.take.name}.{what}"}
+
+    async def give_file(self, request):
+        """A file that a player asked for; its key cannot be guessed."""
+        from starlette.responses import FileResponse, PlainTextResponse
+        path = self._files.get(request.path_params["key"])
+        if path is None or not path.exists():
+            return PlainTextResponse("this file is gone: export it again", status_code=404)
+        return FileResponse(path, filename=f"msk-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
+
+    # -- who plays ---------------------------------------------------------------------------------------------------
+
+    def _place(self, visitor: Visitor) -> dict:
+        place = self.waiting.index(visitor) + 1 if visitor in self.waiting else 1
+        return {"type": "queue", "place": place, "message": f"Someone else is playing: you are number {place} in line, "
+                                                            "and the stage is yours as soon as they leave."}
+
+    async def arrive(self, visitor: Visitor) -> None:
+        orphan = self._orphan
+        if orphan is not None and visitor.resume and secrets.compare_digest(orphan[0], visitor.resume):
+            self._orphan = None
+            self._orphan_ends.cancel()
+            self._seat(visitor, orphan[1], orphan[0])
+            if orphan[2]:
+                orphan[1].resume()
+        elif self.player is None and orphan is None and not self._ending:
+            await self._begin(visitor)
+        else:
+            self.waiting.append(visitor)
+            visitor.say(self._place(visitor))
+
+    async def _begin(self, visitor: Visitor) -> None:
+        self.player = visitor
+        try:
+            session = self.new_session()
+            self._seat(visitor, session, secrets.token_urlsafe(12))
+            if self.first is not None:
+                image, prompt, seed = self.first
+                await asyncio.to_thread(session.open, self.pictures[image], prompt, seed)
+        except Exception as error:
+            log.exception("a session could not begin")
+            visitor.say({"type": "error", "message": f"the stage could not be set up: {error}"})
+
+    def _seat(self, visitor: Visitor, session: Session, id: str) -> None:
+        """This visitor sees and steers this session."""
+        def safely(call):
+            return lambda value: visitor.loop.is_closed() or visitor.loop.call_soon_threadsafe(call, value)
+
+        self.player, visitor.session, visitor.id = visitor, session, id
+        visitor.link = Link(session.fps, session.ahead)
+        visitor.say(greeting(session, id))
+        visitor.say(session.describe())
+        if session.state != "playing" and session.still() is not None:
+            visitor.show(session.still())
+        session.on_event, session.on_frame = safely(visitor.say), safely(visitor.show)
+
+    async def leave(self, visitor: Visitor, clean: bool) -> None:
+        if visitor in self.waiting:
+            self.waiting.remove(visitor)
+            self._call_places()
+        if visitor is not self.player:
+            return
+        session, visitor.session = visitor.session, None
+        if session is None:
+            self.player = None
+            return
+        played = session.state == "playing"
+        session.lose_link()
+        if clean or self.grace <= 0:
+            await self._end(session)
+        else:
+            self.player, self._orphan = None, (visitor.id, session, played)
+            self._orphan_ends = asyncio.create_task(self._give_up(session))
+
+    async def _give_up(self, session: Session) -> None:
+        await asyncio.sleep(self.grace)
+        self._orphan = None
+        await self._end(session)
+
+    async def _end(self, session: Session) -> None:
+        """What was made is on disk, the next in line plays."""
+        self._ending = True
+        await asyncio.to_thread(session.close)
+        self.player, self._ending = None, False
+        if self.waiting:
+            await self._begin(self.waiting.pop(0))
+            self._call_places()
+
+    def _call_places(self) -> None:
+        for visitor in self.waiting:
+            visitor.say(self._place(visitor))
+
+    def close(self) -> None:
+        """End whatever plays; for the end of the program and of tests."""
+        session = self.player.session if self.player else self._orphan[1] if self._orphan else None
+        if session is not None:
+            session.close()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,133 @@
+"""The same stage in a notebook, as an anywidget.
+
+    stage = Stage(kit, image, "a red fish in the sea")
+    stage                                        # the cell returns at once; the engine has its own thread
+
+The page asks every 40 ms (`pull`), bringing what pointers did, and the answer carries the frames made since: nothing is
+pushed, so nothing can pile up, and front ends that show no pushes from threads work as well. Without a front end the
+widget is a still picture.
+"""
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+import threading
+from collections import deque
+from pathlib import Path
+
+from PIL import Image
+
+from .protocol import ProtocolError, read
+from .server import Link, greeting, pack
+from .session import Session
+
+STAGE_JS = Path(__file__).with_name("stage.js")
+RENDER = """
+export default { render({ model, el }) { const stage = mountStage(el, modelHost(model)); return () => stage.close(); } };
+"""
+
+
+def _anywidget():
+    try:
+        import anywidget
+    except ImportError:
+        raise ImportError('the stage in a notebook needs anywidget: pip install "msk[notebook]"') from None
+    return anywidget
+
+
+class Pulled:
+    """What waits for the page's next question, and what its questions do: no front end in here."""
+
+    def __init__(self, session: Session):
+        self.session, self.link = session, Link(session.fps, session.ahead)
+        self.words: deque[dict] = deque(maxlen=256)
+        self.frames: deque = deque(maxlen=48)
+        self._files = Path(tempfile.mkdtemp(prefix="msk-export-"))
+        self._greeted = False
+        session.on_event, session.on_frame = self.words.append, self.frames.append
+
+    def answer(self, content: dict, buffers: list) -> tuple[dict, list[bytes]]:
+        """One pull -> ({"type": "pulled", "words": [...]}, frames). What is wrong in it comes back as an error word."""
+        words, binary = iter(content.get("words", [])), iter(buffers)
+        if not self._greeted:
+            self._greeted = True
+            self.words.extendleft([self.session.describe(), greeting(self.session, "notebook")])
+            if not self.frames and self.session.state != "playing" and self.session.still():
+                self.frames.append(self.session.still())
+        for is_binary in content.get("order", [])[:256]:
+            try:
+                data = bytes(next(binary)) if is_binary else json.dumps(next(words))
+                self._hear(read(data))
+            except ProtocolError as error:
+                self.words.append({"type": "error", "message": str(error)})
+            except StopIteration:
+                break
+        said = [self.words.popleft() for _ in range(len(self.words))]
+        shown = [self.frames.popleft() for _ in range(len(self.frames))]
+        return {"type": "pulled", "words": said}, [pack(f, self.link.quality, self.link.sent()) for f in shown]
+
+    def _hear(self, message: dict) -> None:
+        kind = message["type"]
+        if kind == "ack":
+            self.link.acked(message["seq"])
+        elif kind == "ping":
+            self.words.append({"type": "pong", "t": message["t"]})
+        elif kind == "open":
+            self.session.open(self.session.image, message["prompt"], message["seed"])
+        elif kind == "export":
+            if self.session.take is None:
+                raise ProtocolError("nothing has been made yet: start the stream, then export")
+            path = self._files / f"{self.session.take.name}.{message['what']}"
+            if message["what"] == "mp4":
+                self.session.export(path)
+            else:
+                path.write_text(json.dumps(self.session.take.session()), encoding="utf-8")
+            mime = "video/mp4" if message["what"] == "mp4" else "application/json"
+            packed = base64.b64encode(path.read_bytes()).decode()
+            self.words.append({"type": "file", "url": f"data:{mime};base64,{packed}", "name": path.name})
+        else:
+            self.session.hear(message)
+
+
+def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None, folder=None, **session_options):
+    """The live canvas as a widget; `stage.session` is its Session, `stage.close()` ends its threads.
+
+    image: anything `read_picture` reads; None: a grey one. Takes are kept in `folder`, or with the system's temporary files.
+    """
+    anywidget = _anywidget()
+    from ..stream import Stream
+    open_stream = open_stream or (lambda prompt, image, seed: Stream(kit, prompt, image, seed=seed))
+    session = Session(open_stream, kit.geometry, name=kit.name, folder=folder or tempfile.mkdtemp(prefix="msk-takes-"),
+                      **session_options)
+    size = kit.geometry.width, kit.geometry.height
+    session.open(image if image is not None else Image.new("RGB", size, (96, 96, 96)), prompt, seed)
+
+    class _Stage(anywidget.AnyWidget):
+        _esm = STAGE_JS.read_text(encoding="utf-8") + RENDER
+
+        def __init__(self):
+            super().__init__()
+            self.session, self.pulled, self._turn = session, Pulled(session), threading.Lock()
+            self.on_msg(self._on_pull)
+
+        def _on_pull(self, _, content, buffers):
+            if isinstance(content, dict) and content.get("type") == "pull":
+                with self._turn:
+                    answer, frames = self.pulled.answer(content, buffers or [])
+                self.send(answer, buffers=frames)
+
+        def _repr_mimebundle_(self, **kwargs):
+            bundle = super()._repr_mimebundle_(**kwargs)
+            data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+            packed = io.BytesIO()
+            zoom = 3 if size[0] < 200 else 1
+            self.session.image.resize((zoom * size[0], zoom * size[1]), Image.Resampling.BICUBIC).save(packed, "PNG")
+            return {**data, "image/png": base64.b64encode(packed.getvalue()).decode()}, metadata
+
+        def close(self):
+            self.session.close()
+            super().close()
+
+    return _Stage()

@@ -1,0 +1,174 @@
+"""The one rollout: the demo plays it, Self Forcing trains through it."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from .cache import ChunkCache, FrameCache
+from .config import StreamConfig
+from .flow import add_noise, schedule, to_x0
+from .tracks import Tracks
+
+
+def draw(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Gaussian noise like x, drawn on the generator's own device, so that a seed means the same everywhere."""
+    device = generator.device if generator is not None else x.device
+    return torch.randn(x.shape, generator=generator, device=device).to(x)
+
+
+def denoise(dit, noise: Tensor, text, motion: Tensor | None, image: Tensor | None, past, sigmas: list[float],
+            grad_at: int | None = None, generator: torch.Generator | None = None, whole_t: bool = False, **where) -> Tensor:
+    """Few-step sampling of one chunk [B, chunk, C, h, w], with fresh noise between steps.
+
+    With `grad_at`, stop at that step and keep only its graph; without, no graph at all. where: `places`, if absolute.
+    """
+    x = noise
+    for i, sigma in enumerate(sigmas):
+        t = x.new_full(x.shape[:2], sigma)
+        told = t if not whole_t else torch.full_like(t, int(1000 * sigma + 1e-6) / 1000, dtype=torch.float64)
+        with torch.set_grad_enabled(i == grad_at):
+            x0 = to_x0(x, dit(x, told, text, motion, image, past=past, **where), t)
+        if i == grad_at or i + 1 == len(sigmas):
+            return x0
+        x = add_noise(x0, draw(x0, generator), t.new_full(t.shape, sigmas[i + 1]))
+
+
+class Roll:
+    """Chunk after chunk: denoise, hand out, and only then (`settle`) remember the clean chunk for the ones to come."""
+
+    def __init__(self, dit, text, config: StreamConfig):
+        self.dit, self.text, self.config = dit, text, config
+        self.cache = FrameCache(config.sink, config.budget) if config.budget else ChunkCache(config.sink, config.window)
+        self.sigmas = list(config.levels) or schedule(config.steps, config.time_shift)
+        self._fresh = None                      # the latest chunk, handed out but not yet remembered
+
+    def next(self, noise: Tensor, motion: Tensor | None, image: Tensor | None, grad_at: int | None = None,
+             generator: torch.Generator | None = None) -> Tensor:
+        self.settle()
+        new = [noise.shape[1]] if self.config.budget else []                    # counted in frames, or in chunks
+        past = self.cache.past(*new)
+        where = {"places": self.cache.places(*new)} if self.config.places == "absolute" else {}
+        x0 = denoise(self.dit, noise, self.text, motion, image, past, self.sigmas, grad_at, generator, self.config.whole_t,
+                     **where)
+        self._fresh = x0.detach(), motion, image, past, where, new
+        return x0
+
+    def settle(self) -> bool:
+        """The clean pass at t = 0; False if there is nothing new to remember."""
+        if self._fresh is None:
+            return False
+        x0, motion, image, past, where, new = self._fresh
+        with torch.no_grad():
+            self.cache.push(self.dit.remember(x0, self.text, motion, image, past=past, **where), *new)
+        self._fresh = None
+        return True
+
+
+def given(dit, image: Tensor | None, now: slice) -> Tensor | None:
+    """The part of `image` that a chunk is shown: its own frames, or the picture itself where the model always sees it.
+
+    With "grey", the last of the given frames again and again: there the autoencoder has forgotten the picture.
+    """
+    if image is None or dit.config.image_frames == "every":
+        return image
+    if dit.config.image_frames == "grey":
+        return image[:, [min(k, image.shape[1] - 1) for k in range(now.start, now.stop)]]
+    return image[:, now] if now.start < image.shape[1] else None
+
+
+def rollout(dit, noise: Tensor, text, motion: Tensor | None, image: Tensor | None, config: StreamConfig,
+            grad_at: int | None = None, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    """Yield clean chunks [B, chunk, C, h, w], each made from noise and from the chunks before it.
+
+    noise [B, F, C, h, w]; motion [B, F, Cm, h, w]; image [B, f, Ci, h, w], frame 0 the given picture (f <= F).
+    """
+    roll, index = Roll(dit, text, config), 0
+    while (now := slice(*config.span(index))).start < noise.shape[1]:
+        index += 1
+        now = slice(now.start, min(now.stop, noise.shape[1]))
+        drawn = motion[:, now] if motion is not None else None
+        yield roll.next(noise[:, now], drawn, given(dit, image, now), grad_at, generator)
+
+
+class Stream:
+    """A video without end, a chunk at a time, steered by tracks.
+
+        stream = Stream(kit, "a red fish in the sea", image)
+        frames = stream.step(tracks)                # tracks over the next `stream.frames_wanted` pixel frames
+    """
+
+    def __init__(self, kit, prompt: str = "", image=None, *, seed: int = 0, config: StreamConfig | None = None):
+        self.kit, self.config = kit, config or kit.preset.stream
+        self.prompt, self.image, self.seed = prompt, image, seed
+        self.reset(prompt, image, seed)
+
+    def reset(self, prompt: str | None = None, image=None, seed: int | None = None) -> None:
+        """Begin a new video; what is not given stays as it was."""
+        if image is not None or not hasattr(self, "_picture"):
+            self.image = image
+            self._picture = self.kit.encode_image(image) if image is not None else None
+            self._clip = self.kit.encode_clip(image)
+        self.prompt = self.prompt if prompt is None else prompt
+        self.seed = self.seed if seed is None else seed
+        with torch.no_grad():
+            text = self.kit.dit.read(self.kit.encode_text([self.prompt]), self._clip)
+        self.index, self.stats = 0, {}
+        self._roll = Roll(self.kit.dit, text, self.config)
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._seen = None                       # the decoder's past
+        self._origins: dict[int, Tensor] = {}   # by id: where in the picture each track began
+
+    @property
+    def frames_wanted(self) -> int:
+        """Pixel frames that the next step makes, and that its tracks must cover."""
+        start, stop = self.config.span(self.index)
+        first, last = self.kit.geometry.span(start, stop - start)
+        return last - first
+
+    @torch.no_grad()
+    def step(self, tracks: Tracks | None = None) -> Tensor:
+        """Make the next chunk: frames [B, T, 3, H, W] float in [0, 1], T = `frames_wanted`; None: nothing is asked."""
+        kit, wanted = self.kit, self.frames_wanted
+        if tracks is not None:
+            tracks.check(frames=wanted, batch=1)
+        elif self.config.silence == "hidden":
+            tracks = Tracks.empty(1, wanted)
+        self.settle()
+        began = perf_counter()
+        motion = kit.motion(self._told(tracks), self._picture, start=self.index == 0) if tracks is not None else None
+        (h, w), channels = kit.geometry.latent_size, kit.dit.config.latent_channels
+        start, stop = self.config.span(self.index)
+        noise = draw(torch.empty(1, stop - start, channels, h, w, device=kit.device), self._generator)
+        image = given(kit.dit, self._picture, slice(start, stop))
+        x0 = self._roll.next(noise, motion, image, generator=self._generator)
+        made = self._now()
+        frames, self._seen = kit.vae.decode(x0, self._seen)
+        self.stats.update(denoise_ms=1000 * (made - began), decode_ms=1000 * (self._now() - made))
+        self.index += 1
+        return frames
+
+    def _told(self, tracks: Tracks) -> Tracks:
+        """The tracks with their origins: as given, else as the first chunk had them."""
+        ids, origin = tracks.ids[0].tolist(), tracks.origins()[0].cpu()
+        if self.index == 0:
+            self._origins = dict(zip(ids, origin))
+        elif tracks.origin is None:
+            unknown = origin.new_full((2,), torch.nan)
+            origin = torch.stack([self._origins.get(i, unknown) for i in ids]) if ids else origin
+        return replace(tracks, origin=origin[None].to(tracks.xy.device))
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Remember the latest chunk now, while nobody waits; else the next step does it first."""
+        began = perf_counter()
+        if self._roll.settle():
+            self.stats["clean_ms"] = 1000 * (self._now() - began)
+
+    def _now(self) -> float:
+        if self.kit.device.type == "cuda":
+            torch.cuda.synchronize(self.kit.device)
+        return perf_counter()

@@ -1,0 +1,71 @@
+"""Prompts as features: a small learned encoder over the words that the procedural world speaks."""
+from __future__ import annotations
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import TextConfig
+
+WORDS = tuple("""
+a an and the over in on with of above under near
+red orange yellow green teal blue purple pink white brown grey plain striped spotted checked marbled
+fish bird balloon leaf boat butterfly kite star blob turtle jellyfish flower
+sea sky meadow sand forest hills
+snow rain falling bubbles rising ripples running flickering light night day falls breaks fireflies glowing swaying grass
+still calm camera moves quiet
+""".split())
+
+_SPECIAL = ("<pad>", "<null>", "<unk>")
+_INDEX = {word: i for i, word in enumerate((*_SPECIAL, *WORDS))}
+
+
+def tokenize(prompt: str, length: int) -> list[int]:
+    """Word numbers, padded with 0 to `length`; unknown words share one number, the empty prompt is a word of its own."""
+    words = re.findall(r"[a-z]+", prompt.lower())
+    known = [_INDEX.get(word, _INDEX["<unk>"]) for word in words][:length] or [_INDEX["<null>"]]
+    return known + [0] * (length - len(known))
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """The words of a prompt that this encoder cannot tell apart."""
+    return [word for word in re.findall(r"[a-z]+", prompt.lower()) if word not in _INDEX]
+
+
+class Layer(nn.Module):
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.qkv, self.out = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.ffn = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        """x [B, L, dim], real [B, L] bool: where a word stands."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.ffn(self.norm2(x))
+
+
+class TextEncoder(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.word = nn.Embedding(len(_INDEX), config.dim)
+        self.place = nn.Parameter(torch.randn(config.length, config.dim) * 0.1)
+        self.layers = nn.ModuleList(Layer(config.dim, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, prompts: list[str]) -> Tensor:
+        """Prompts -> [B, L, dim], zeros after the last word; "" is the null prompt."""
+        if isinstance(prompts, str):
+            raise TypeError(f"prompts came as one string, {prompts[:40]!r}: give a list, one prompt per clip")
+        index = torch.tensor([tokenize(p, self.config.length) for p in prompts], device=self.place.device)
+        real = index != _INDEX["<pad>"]
+        x = self.word(index) + self.place
+        for layer in self.layers:
+            x = layer(x, real)
+        return self.norm(x) * real[..., None]

@@ -1,0 +1,166 @@
+"""What the stages train on: rendered clips as latents, and track sets as people draw them."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..config import Preset
+from ..motion import draw_ids
+from ..tracks import Tracks
+from ..world import HELD_OUT, Scene, World, grid_points
+
+
+@dataclass(frozen=True)
+class Batch:
+    """latents [B, F, C, h, w]; tracks over the same time, already chosen and hidden; prompts ("" where dropped)."""
+    latents: Tensor
+    tracks: Tracks
+    prompts: list[str]
+
+    def given(self, mask_channels: int) -> Tensor:
+        """The first frame behind its mask of ones, [B, 1, mask + C, h, w], as `Kit.encode_image` gives it."""
+        first = self.latents[:, :1]
+        return torch.cat([first.new_ones(*first.shape[:2], mask_channels, *first.shape[3:]), first], dim=2)
+
+
+def followed(scene: Scene, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Candidate tracks of a scene: a jittered grid and more points on the things, some of them born in mid-clip.
+
+    xy [B, T, count, 2], visible [B, T, count], layer [B, count] (0: background), born [B, count] (frame of birth).
+    """
+    g, B, device = scene.geometry, len(scene.pan), scene.pan.device
+    rows = int((count // 2) ** .5)
+    even = grid_points(g, rows, rows, B, jitter=.9, generator=generator, device=device)
+    size = torch.tensor([g.width, g.height], device=device)
+    anywhere = lambda n: torch.rand(B, n, 2, generator=generator, device=device) * size
+
+    def on_things(points: Tensor, at: int, keep: int):
+        xy, visible, layer = scene.track(points, at)
+        chance = torch.rand(layer.shape, generator=generator, device=device)
+        order = (chance + (layer > 0)).argsort(dim=1, descending=True)[:, :keep]
+        pick = lambda z: torch.gather(z, -2 if z.ndim == 4 else -1,
+                                      order[:, None, :, None].expand(-1, z.shape[1], -1, 2) if z.ndim == 4 else
+                                      order[:, None].expand(-1, z.shape[1], -1) if z.ndim == 3 else order)
+        return pick(xy), pick(visible), pick(layer), torch.full_like(order, at)
+
+    late = count // 5
+    at = int(torch.randint(1, max(2, scene.frames - 6), (), generator=generator, device=device))
+    xy, visible, layer = scene.track(even)
+    parts = [(xy, visible, layer, torch.zeros_like(layer)),
+             on_things(anywhere(5 * count), 0, count - rows * rows - late), on_things(anywhere(3 * late), at, late)]
+    return tuple(torch.cat(z, dim=2 if z[0].ndim > 2 else 1) for z in zip(*parts))
+
+
+class Pool:
+    """A store of clips as latents, with their candidate tracks and captions, that keeps being renewed.
+
+    Rendering costs as much as training, so each clip is used a few times, with other tracks, noise and cuts each time.
+    """
+
+    def __init__(self, preset: Preset, encode: Callable[[Tensor], Tensor], *, capacity: int = 4096, candidates: int = 256,
+                 frames: int = 45, level: str = "calm", seed: int = 0, device: str | torch.device = "cpu"):
+        self.preset, self.encode, self.frames, self.device = preset, encode, frames, torch.device(device)
+        self.world = World(preset.geometry, level)
+        self.candidates, self.capacity, self.size, self.made, self.seed = candidates, capacity, 0, 0, seed
+        c, (h, w) = preset.vae.latent_channels, preset.geometry.latent_size
+        empty = lambda *s, dtype: torch.empty(capacity, *s, dtype=dtype, device=device)
+        self.latents = empty(preset.geometry.latent_frames(frames), c, h, w, dtype=torch.float16)
+        self.xy = empty(frames, candidates, 2, dtype=torch.float16)
+        self.visible = empty(frames, candidates, dtype=torch.bool)
+        self.layer, self.born = empty(candidates, dtype=torch.int16), empty(candidates, dtype=torch.int16)
+        self.captions: list[str] = [""] * capacity
+
+    @torch.no_grad()
+    def grow(self, count: int) -> None:
+        """Render and encode `count` more clips; the oldest make room."""
+        seed = (self.seed + self.made * 7919) % HELD_OUT
+        clip = self.world.sample(count, self.frames, seed=seed, device=self.device)
+        generator = torch.Generator(device=self.device).manual_seed(seed)
+        xy, visible, layer, born = followed(clip.scene, self.candidates, generator)
+        at = (torch.arange(count, device=self.device) + self.made) % self.capacity
+        self.latents[at] = self.encode(clip.frames).half()
+        self.xy[at], self.visible[at] = xy.clamp(-999, 999).half(), visible
+        self.layer[at], self.born[at] = layer.short(), born.short()
+        for i, caption in zip(at.tolist(), clip.captions):
+            self.captions[i] = caption
+        self.made += count
+        self.size = min(self.capacity, self.size + count)
+
+    def draw(self, count: int, latent_frames: int, generator: torch.Generator, **drawing) -> Batch:
+        at = torch.randint(self.size, (count,), generator=generator)
+        where = at.to(self.device)
+        frames = self.preset.geometry.pixel_frames(latent_frames)
+        ids = draw_ids(count, self.candidates, self.preset.tracks.max_id, generator, self.device)
+        tracks = Tracks(self.xy[where, :frames].float(), self.visible[where, :frames], ids)
+        tracks = replace(tracks, origin=tracks.origins())           # known even where the point is to be drawn later
+        tracks = drawn(tracks, self.layer[where], self.born[where], generator, **drawing)
+        drop = torch.rand(count, generator=generator) < .1                                          # text dropout
+        prompts = ["" if d else self.captions[i] for i, d in zip(at.tolist(), drop.tolist())]
+        return Batch(self.latents[where, :latent_frames].float(), tracks, prompts)
+
+    def batches(self, count: int, latent_frames: Callable[[], int] | int, fresh: int, seed: int = 0, **drawing
+                ) -> Iterator[Batch]:
+        """Endless batches; `fresh` new clips are rendered for each."""
+        generator = torch.Generator().manual_seed(seed + self.seed)
+        while True:
+            if fresh:
+                self.grow(fresh)
+            yield self.draw(count, latent_frames() if callable(latent_frames) else latent_frames, generator, **drawing)
+
+
+def drawn(tracks: Tracks, layer: Tensor, born: Tensor, generator: torch.Generator, *, dense: float = .5, none: float = .1,
+          masking: float = 0.) -> Tracks:
+    """Choose and hide candidate tracks the way people draw them; the rest is hidden, and the widest set decides N.
+
+    With probability `dense` many points anywhere; `none`: nothing at all; else one to twenty points: single handles,
+    clusters around a handle, pins on the background, some let go or begun in mid-clip. With probability `masking` all
+    points vanish for a run of latent frames (MotionStream, App. D: p = 0.2 in stage 2).
+    """
+    B, T, N = tracks.visible.shape
+    rand = lambda *s: torch.rand(*s, generator=generator).to(tracks.xy.device)
+    style = torch.rand(B, generator=generator).tolist()
+    score, time = rand(B, N), torch.arange(T, device=tracks.xy.device)
+    keep, lit = torch.zeros(B, N, dtype=torch.bool, device=tracks.xy.device), tracks.visible.clone()
+    lit &= time[None, :, None] >= born[:, None]                     # none speaks before its birth
+    for b in range(B):
+        if style[b] < none:
+            continue
+        if style[b] < none + dense:
+            amount = 24 + int(torch.randint(N - 24, (), generator=generator)) if N > 25 else N
+            keep[b, score[b].topk(min(amount, N)).indices] = True
+            continue
+        things, ground = (layer[b] > 0).nonzero()[:, 0], (layer[b] == 0).nonzero()[:, 0]
+        handles = things if len(things) else ground
+        for _ in range(1 + int(torch.randint(2, (), generator=generator))):
+            handle = handles[int(torch.randint(len(handles), (), generator=generator))]
+            mates = (layer[b] == layer[b, handle]) & (born[b] == born[b, handle])
+            then = tracks.xy[b, born[b, handle].clamp(0, T - 1)]
+            near = (then - then[handle]).norm(dim=-1)
+            count = int(torch.randint(1, 7, (), generator=generator)) if rand(1).item() < .6 else 1
+            chosen = near.masked_fill(~mates, 1e6).topk(min(count, int(mates.sum())), largest=False).indices
+            keep[b, chosen] = True
+            if rand(1).item() < .3:                                                                 # begun late, or let go
+                cut = int(torch.randint(1, T, (), generator=generator))
+                part = time >= cut if rand(1).item() < .5 else time < cut
+                lit[b, :, chosen] &= part[:, None]
+        if len(ground) and rand(1).item() < .4:
+            count = int(torch.randint(1, 9, (), generator=generator))
+            keep[b, ground[torch.randperm(len(ground), generator=generator)[:count]]] = True
+    lit &= keep[:, None]
+    if masking:
+        F = 1 + (T - 1) // 4
+        latent = (time + 3) // 4
+        for b in range(B):
+            if torch.rand((), generator=generator) < masking and F > 3:
+                length = 1 + int(torch.randint(max(1, F // 3), (), generator=generator))
+                start = 1 + int(torch.randint(F - length, (), generator=generator))
+                lit[b, (latent >= start) & (latent < start + length)] = False
+    used = lit.any(dim=1).sum(1).max().clamp_min(1)
+    order = lit.any(dim=1).float().argsort(dim=1, descending=True)[:, :used]                        # the drawn ones first
+    pick = lambda z: torch.gather(z, 2, order[:, None].expand(-1, T, -1))
+    xy = torch.gather(tracks.xy, 2, order[:, None, :, None].expand(-1, T, -1, 2))
+    origin = torch.gather(tracks.origins(), 1, order[..., None].expand(-1, -1, 2))
+    return replace(tracks, xy=xy, visible=pick(lit), ids=torch.gather(tracks.ids, 1, order), origin=origin)

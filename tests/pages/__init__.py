@@ -1,0 +1,1 @@
+"""Running pages for the browser tests, and their pictures."""

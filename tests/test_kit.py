@@ -1,0 +1,169 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from msk import kit as kits
+from msk.config import PRESETS
+from msk.kit import Kit, load
+from msk.stream import Stream
+from msk.tracks import Tracks
+
+
+def pair(folder):
+    """A kit folder with both roles."""
+    Kit.random("toy", seed=1, role="teacher").save(folder)
+    student = Kit.random("toy", seed=1)
+    student.dit.head.head.weight.add_(0.1)
+    student.save(folder)
+    return folder
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    pair(tmp_path)
+    student, teacher = load(tmp_path, dtype=torch.float32), load(tmp_path, "teacher", dtype=torch.float32)
+    assert student.preset == PRESETS["toy"] and student.name == "toy" and teacher.role == "teacher"
+    want = Kit.random("toy", seed=1)
+    for name, x in want.vae.state_dict().items():
+        assert torch.equal(x, student.vae.state_dict()[name])
+    assert not torch.equal(student.dit.head.head.weight, teacher.dit.head.head.weight)
+    files = sorted(p.name for p in tmp_path.iterdir())
+    assert files == ["config.json", "student.safetensors", "teacher.safetensors", "text.safetensors",
+                     "track_head.safetensors", "vae.safetensors"]
+
+
+def test_a_loaded_kit_plays(tmp_path):
+    kit = load(pair(tmp_path))
+    assert kit.dtype == kits.best_dtype(kit.device) and not any(p.requires_grad for p in kit.dit.parameters())
+    frames = Stream(kit, "a red fish", np.zeros((50, 60, 3), np.uint8)).step(Tracks.grid(kit.geometry, 8, 9))
+    assert frames.shape == (1, 9, 3, 32, 32) and frames.isfinite().all()
+
+
+def test_a_name_finds_what_travels_with_the_package(tmp_path, monkeypatch):
+    pair(tmp_path / "toy-kit")
+    monkeypatch.setenv("MSK_ASSETS", str(tmp_path))
+    assert load("toy-kit").name == "toy" and "toy-kit" in kits.names()
+
+
+def test_the_seed_decides_random_weights_and_leaves_the_rest_alone():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    a, b, c = Kit.random("toy", 0), Kit.random("toy", 0), Kit.random("toy", 1)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(a.dit.blocks[0].ffn[0].weight, b.dit.blocks[0].ffn[0].weight)
+    assert not torch.equal(a.dit.blocks[0].ffn[0].weight, c.dit.blocks[0].ffn[0].weight)
+
+
+def test_half_precision_keeps_time_and_normalisation_exact():
+    kit = Kit.random("toy").to(dtype=torch.bfloat16)
+    assert kit.dtype == torch.bfloat16 and kit.dit.time_embedding[0].weight.dtype == torch.float32
+    assert kit.vae.mean.dtype == torch.float32 and kit.text.word.weight.dtype == torch.float32
+
+
+def test_a_condition_covers_the_clip(kit):
+    cond = kit.condition(["a red fish", ""], Tracks.grid(kit.geometry, 8, 9, batch=2), torch.rand(2, 3, 32, 32))
+    assert cond.motion.shape == (2, 3, kit.preset.dit.motion_channels, 4, 4) and cond.image.shape == (2, 1, 4, 4, 4)
+    assert torch.equal(cond.text[1], cond.null_text[0]) and not torch.equal(cond.text[0], cond.null_text[0])
+    nothing = kit.condition([""])
+    assert nothing.motion is None and nothing.image is None
+
+
+def test_nothing_drawn_is_the_null_condition(kit, close):
+    """No track drawn = zero motion map = null condition, all the way to the velocity."""
+    drawn = kit.condition(["snow"], Tracks.grid(kit.geometry, 8, 9).hide(slice(None)))
+    x, t = torch.randn(1, 3, 4, 4, 4), torch.rand(1, 3)
+    assert torch.equal(kit.dit(x, t, drawn.text, drawn.motion), kit.dit(x, t, drawn.text, drawn.without_motion().motion))
+
+
+def test_the_pictures_latents_are_its_first_frame(kit, close):
+    image = torch.rand(3, 32, 32)
+    close(kit.encode_image(image), kit.vae.encode(image[None, None]))
+
+
+# what can go wrong with files
+
+def test_a_truncated_file_says_so(tmp_path):
+    pair(tmp_path)
+    file = tmp_path / "student.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="student.safetensors .* is no whole safetensors file .* fetch it again"):
+        load(tmp_path)
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="no whole safetensors file"):
+        load(tmp_path)
+
+
+def test_weights_of_another_size_are_named(tmp_path):
+    pair(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["dit"]["layers"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"does not fit this model: \d+ missing \(blocks.2"):
+        load(tmp_path)
+    config["dit"].update(layers=2, ffn_dim=32)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="of another shape"):
+        load(tmp_path)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    Kit.random("toy").save(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no teacher, only a student"):
+        load(tmp_path, "teacher")
+    (tmp_path / "vae.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no weights at .*vae.safetensors"):
+        load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no kit called 'nobody'.*wan2.1-1.3b"):
+        load("nobody")
+    with pytest.raises(ValueError, match="role 'critic'"):
+        load(tmp_path, "critic")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="does not describe a kit"):
+        load(tmp_path)
+
+
+# the hub
+
+def test_a_repository_is_fetched_and_opened(tmp_path, monkeypatch):
+    import huggingface_hub
+    pair(tmp_path)
+    asked = {}
+
+    def snapshot(repo, *, revision, allow_patterns):
+        asked.update(repo=repo, revision=revision)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert load("someone/moves", revision="v2").name == "toy"
+    assert asked == {"repo": "someone/moves", "revision": "v2"}
+
+
+def test_no_network_is_one_sentence(monkeypatch):
+    import huggingface_hub
+
+    def offline(*_, **__):
+        raise OSError("no route to host\nand a long story")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ConnectionError, match=r"someone/moves could not be fetched from the hub \(no route to host\)"):
+        load("someone/moves")
+
+
+def test_a_push_uploads_the_whole_folder(monkeypatch):
+    import huggingface_hub
+    seen = {}
+
+    class Api:
+        def create_repo(self, repo, private, exist_ok):
+            seen["repo"] = repo, private, exist_ok
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            seen["files"] = sorted(os.listdir(folder_path))
+            return f"https://hub/{repo_id}/commit/1"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert Kit.random("toy").push_to_hub("someone/moves", private=True).endswith("someone/moves/commit/1")
+    assert seen["repo"] == ("someone/moves", True, True)
+    assert {"config.json", "student.safetensors", "vae.safetensors"} <= set(seen["files"])

@@ -1,0 +1,685 @@
+"""The session, its protocol and its server: points follow pointers, and nothing a page sends breaks anything."""
+import asyncio
+import io
+import json
+import math
+import random
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msk.live import protocol
+from msk.live.follow import MAX_TRAIL, Follow, Follower
+from msk.live.protocol import ProtocolError, Sample
+from msk.live.record import Take, read_session
+from msk.live.server import LADDER, Link, Lobby, Pictures, Tokens
+from msk.live.session import Clock, Session
+from tests.pages import exact
+
+W = exact.GEOMETRY.width
+
+
+def until(true, seconds=20.0):
+    """Wait for it; a loaded machine may take its time."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def play():
+    """A running session on the exact environment, and all it showed and said."""
+    sessions = []
+
+    def begin(open_it=True, cost=0.01, **options):
+        streams, kit = [], exact.exact_kit()
+
+        def open_stream(prompt, image, seed):
+            streams.append(exact.ExactStream(kit, prompt, image, seed=seed, cost=cost))
+            return streams[-1]
+
+        session = Session(open_stream, kit.geometry, name="exact", **options)
+        session.frames, session.events, session.streams = [], [], streams
+        session.on_frame, session.on_event = session.frames.append, session.events.append
+        if open_it:
+            session.open(exact.picture(), "a red ball", 3)
+        sessions.append(session)
+        return session
+
+    yield begin
+    for session in sessions:
+        session.close()
+
+
+def moving(session):
+    return [f for f in session.frames if not f.still]
+
+
+# -- following ---------------------------------------------------------------------------------------------------------
+
+def hand(times, place):
+    """A follower whose hand is sampled at 60 Hz; chunk after chunk, as the engine asks."""
+    follower, path, now = Follower(place(0.0), 0.0), [], 0.0
+    follower.held = True
+    for end in times:
+        while now < end:
+            now += 1 / 60
+            follower.put(place(now), now)
+        path += follower.path(12, W, now)
+    return np.array(path)
+
+
+def test_a_steady_drag_becomes_a_steady_motion_that_keeps_up():
+    speed = 30.0                                                # pixels a second
+    path = hand([0.5 * k for k in range(1, 9)], lambda t: complex(5 + speed * t, 40))
+    steps = np.abs(np.diff(path[36:]))
+    np.testing.assert_allclose(steps, speed / 24, rtol=0.05)    # no pulse where chunks join
+    lag = (5 + speed * 4.0) - path[-1].real                     # behind the hand, at the moment the last chunk was asked for
+    assert abs(lag + Follow().foresight * speed) < 0.05 * speed
+
+
+def test_a_resting_hand_is_reached_within_a_chunk_and_not_overrun():
+    path = hand([0.5, 1.0, 1.5, 2.0], lambda t: complex(20 + 40 * min(t, 0.9), 40))
+    rest = 20 + 40 * 0.9
+    assert abs(path[23] - complex(rest, 40)) < 5
+    assert abs(path[-1] - complex(rest, 40)) < 0.01
+    assert path.real.max() < rest + 40 * 0.15 + 0.5             # at most as far as the pointer's speed was believed
+
+
+def test_no_step_is_longer_than_the_model_can_follow_and_the_hand_is_still_reached():
+    jump = hand([0.5, 1.0, 1.5], lambda t: complex(5 if t < 0.1 else 85, 40))
+    assert np.abs(np.diff(jump)).max() <= Follow().max_step * W * 1.0001
+    assert abs(jump[-1] - complex(85, 40)) < 0.5
+
+
+def test_a_circle_stays_a_circle():
+    def circle(t):
+        return 48 + 48j + 20 * np.exp(2j * math.pi * t / 4)
+    path = hand([0.5 * k for k in range(1, 17)], circle)
+    radius = np.abs(path[24:] - (48 + 48j))
+    assert radius.min() > 17 and radius.max() < 23
+
+
+def test_the_path_between_two_samples_is_straight_and_in_time():
+    follower = Follower(0j, 0.0)
+    follower.put(10 + 0j, 1.0)
+    follower.put(10 + 20j, 2.0)
+    assert follower._pointer(0.25) == 2.5 and follower._pointer(1.5) == 10 + 10j and follower._pointer(9) == 10 + 20j
+
+
+def test_the_trail_is_bounded_and_time_never_runs_backwards():
+    follower = Follower(0j, 0.0)
+    for i in range(5000):
+        follower.put(complex(i), random.Random(i).random() * 10)
+    times = [t for t, _ in follower.trail]
+    assert len(times) <= MAX_TRAIL and times == sorted(set(times)) and follower.target == 4999
+
+
+def test_the_first_frame_of_a_video_has_the_point_where_it_was_put():
+    follower = Follower(7 + 7j, 0.0)
+    follower.put(60 + 7j, 0.5)
+    path = follower.path(9, W, 0.5, includes_now=True)
+    assert path[0] == 7 + 7j and len(path) == 9
+
+
+def test_the_quickest_message_tells_the_difference_between_two_clocks():
+    clock = Clock()
+    assert clock.here(1000.0, 50.0) == 50.0                     # the first message: as if without a journey
+    assert clock.here(1100.0, 50.2) == pytest.approx(50.1)      # took 0.1 s longer: it is 0.1 s old
+    assert clock.here(99999.0, 50.3) <= 50.3                    # nothing comes from the future
+
+
+# -- the session -------------------------------------------------------------------------------------------------------
+
+def test_the_thing_under_the_point_goes_where_the_pointer_goes(play):
+    session = play()
+    session.add(1, exact.BALL_AT[0] / W, 0.5)
+    session.start()
+    session.grab(1)
+    session.move([Sample(1.0, 1, 0.7, 0.3)])
+    until(lambda: moving(session) and abs(moving(session)[-1].marks[0].x - 0.7) < 0.005)
+    x, y = exact.red_centre(moving(session)[-1].picture)
+    assert abs(x - 0.7 * W) < 1.5 and abs(y - 0.3 * W) < 1.5
+
+
+def test_every_frame_shows_the_thing_where_its_mark_says(play):
+    session = play()
+    session.add(1, exact.BALL_AT[0] / W, 0.5)
+    session.start()
+    session.grab(1)
+    session.move([Sample(1.0, 1, 0.75, 0.6)])
+    until(lambda: len(moving(session)) > 30)
+    for frame in moving(session):
+        x, y = exact.red_centre(frame.picture)
+        assert abs(x - frame.marks[0].x * W) < 1.2 and abs(y - frame.marks[0].y * W) < 1.2
+
+
+def test_the_model_gets_tracks_of_the_frames_it_wants_with_one_id_per_point_for_life(play):
+    session = play()
+    session.add(1, 0.3, 0.5)
+    session.add(2, 0.8, 0.2, kind="pin")
+    session.start()
+    until(lambda: session.streams and len(session.streams[0].asked) >= 2)
+    session.add(3, 0.5, 0.5)                                    # in mid-stream
+    until(lambda: len(session.streams[0].asked) >= 5)
+    asked = session.streams[0].asked
+    assert [t.xy.shape[1] for t in asked[:3]] == [9, 12, 12]
+    first, last = asked[0].ids[0].tolist(), asked[-1].ids[0].tolist()
+    assert last[:2] == first and len(set(last)) == 3 and all(0 <= i < session.max_id for i in last)
+    assert all(t.visible.all() and t.xy.dtype.is_floating_point for t in asked)
+    pinned = [t.xy[0, :, t.ids[0].tolist().index(first[1])] for t in asked]
+    assert all((xy == pinned[0][0]).all() for xy in pinned)
+
+
+def test_nothing_drawn_asks_for_nothing(play):
+    session = play()
+    session.start()
+    until(lambda: session.streams and session.streams[0].asked)
+    assert session.streams[0].asked == [None]
+
+
+def test_frames_come_at_an_even_pace_and_no_faster(play):
+    session = play(cost=0.0)
+    session.start()
+    until(lambda: len(moving(session)) > 40)
+    due = np.array([f.due for f in moving(session)])
+    assert [f.index for f in moving(session)] == list(range(len(due)))
+    assert np.median(np.diff(due)) == pytest.approx(1 / 24, rel=0.02) and np.diff(due).min() > 0.9 / 24
+    assert len(session._queue) <= 12                            # a small buffer: never more than one chunk ahead
+
+
+def test_a_chunk_is_made_as_late_as_playback_allows(play):
+    session = play(cost=0.02)
+    session.start()
+    until(lambda: session._chunk >= 4)
+    asked = []
+    step = session.streams[0].step
+    session.streams[0].step = lambda tracks: (asked.append(session._next_due - time.monotonic()), step(tracks))[1]
+    until(lambda: len(asked) >= 3)
+    assert min(asked) < 0.4                                     # of the half second that a chunk plays
+
+
+def test_pause_holds_and_resume_goes_on_with_the_next_frame(play):
+    session = play()
+    session.start()
+    until(lambda: len(moving(session)) > 15)
+    session.pause()
+    time.sleep(0.1)
+    held = len(moving(session))
+    time.sleep(0.4)
+    assert len(moving(session)) == held and session.state == "paused"
+    session.resume()
+    until(lambda: len(moving(session)) > held + 5)
+    assert [f.index for f in moving(session)] == list(range(len(moving(session))))
+
+
+def test_reset_returns_points_to_where_they_were_put_and_forgets_later_ones(play):
+    session = play()
+    session.add(1, 0.3, 0.5)
+    session.start()
+    session.grab(1)
+    session.move([Sample(1.0, 1, 0.8, 0.8)])
+    until(lambda: len(moving(session)) > 12)
+    session.add(2, 0.5, 0.5)
+    session.reset()
+    until(lambda: session.state == "ready")
+    points = session.describe()["points"]
+    assert [p["id"] for p in points] == [1] and points[0]["x"] == pytest.approx(0.3)
+    session.start()
+    until(lambda: session.streams[0].asked and session.streams[0].asked[-1].xy.shape[1] == 9, 20)
+    assert session.streams[0].asked[-1].xy[0, 0, 0, 0] == pytest.approx(0.3 * W)
+
+
+def test_undo_takes_back_one_deed_at_a_time(play):
+    session = play()
+    session.add(1, 0.3, 0.5)
+    session.grab(1)
+    session.move([Sample(1.0, 1, 0.6, 0.5)])
+    session.release(1)
+    session.pin(1)
+    session.remove(1)
+    seen = []
+    for _ in range(5):
+        session.undo()
+        seen.append([(p["kind"], round(p["x"], 2)) for p in session.describe()["points"]])
+    assert seen[0][0][0] == "pin" and seen[1][0][0] == "live" and seen[2] == [("live", 0.3)] and seen[3] == seen[4] == []
+
+
+def test_a_point_that_is_let_go_arrives_and_then_says_no_more(play):
+    session = play()
+    session.add(1, 0.3, 0.5)
+    session.start()
+    session.grab(1)
+    session.move([Sample(1.0, 1, 0.6, 0.5)])
+    until(lambda: len(moving(session)) > 6)
+    session.release(1, keep=False)
+    asked = session.streams[0].asked
+    until(lambda: asked[-1] is None)
+    assert asked[-2].xy[0, -1, 0, 0] == pytest.approx(0.6 * W, abs=1) and not session.points
+
+
+def test_a_stream_that_fails_says_so_and_can_be_begun_again(play):
+    session = play()
+    session.start()
+    until(lambda: len(moving(session)) > 3)
+    session.streams[0].step = lambda tracks: 1 / 0
+    until(lambda: session.state == "failed")
+    assert any("division by zero" in e["message"] for e in session.events if e["type"] == "error")
+    count = len(moving(session))
+    session.start()
+    until(lambda: len(moving(session)) > count + 9)
+    assert len(session.streams) == 2
+
+
+def test_points_are_bounded_and_unknown_ones_are_refused_in_one_sentence(play):
+    session = play()
+    for i in range(protocol.MAX_POINTS):
+        session.add(i, 0.5, 0.5)
+    with pytest.raises(ProtocolError, match="64 points already"):
+        session.add(99, 0.5, 0.5)
+    with pytest.raises(ProtocolError, match="no point 4000"):
+        session.grab(4000)
+    session.move([Sample(0.0, 4000, 0.5, 0.5)])                 # a straggler of a removed point: passed over
+    with pytest.raises(ProtocolError, match="point 5 already"):
+        session.add(5, 0.5, 0.5)
+
+
+def test_closing_in_the_middle_ends_both_threads_and_keeps_what_was_made(play, tmp_path):
+    session = play(folder=tmp_path)
+    session.start()
+    until(lambda: len(moving(session)) > 12)
+    session.close()
+    assert not any(t.is_alive() for t in session._threads)
+    assert [p.suffix for p in sorted(tmp_path.iterdir())] == [".json", ".mp4"]
+
+
+def test_a_stream_nobody_touches_rests(play):
+    session = play(idle_after=0.3)
+    session.start()
+    until(lambda: session.state == "paused")
+    assert any("nobody has touched" in e.get("message", "") for e in session.events)
+
+
+# -- recordings --------------------------------------------------------------------------------------------------------
+
+def frames_of(path):
+    import av
+    with av.open(str(path)) as video:
+        return [f.to_ndarray(format="rgb24") for f in video.decode(video=0)], dict(video.metadata)
+
+
+def test_a_take_holds_the_frames_that_were_shown_and_the_paths_that_were_asked(play, tmp_path):
+    session = play(folder=tmp_path)
+    session.add(1, exact.BALL_AT[0] / W, 0.5)
+    session.start()
+    session.grab(1)
+    session.move([Sample(1.0, 1, 0.7, 0.5)])
+    until(lambda: len(moving(session)) > 20)
+    middle = session.export(tmp_path / "middle.mp4")            # while it runs
+    until(lambda: len(moving(session)) > 40)
+    session.stop()
+    until(lambda: session.take.path is not None)
+    shown = [f.picture for f in moving(session)]
+    frames, metadata = frames_of(session.take.path)
+    assert len(frames) == len(shown) == session.take.frames and len(frames_of(middle)[0]) >= 20
+    for i in (0, 12, 25, len(shown) - 1):
+        assert np.abs(np.asarray(exact.red_centre(frames[i])) - exact.red_centre(shown[i])).max() < 1.0
+    assert "AI-generated" in metadata["comment"] and json.loads(metadata["msk"])["seed"] == 3
+    kept = read_session(session.take.path.with_suffix(".json"))
+    assert kept["prompt"] == "a red ball" and kept["shown"] == len(shown) and kept["chunks"][0]["frames"] == 9
+    asked = session.streams[0].asked[1]
+    np.testing.assert_allclose(kept["chunks"][1]["xy"], asked.xy[0], atol=1e-3)
+    assert kept["chunks"][1]["ids"] == asked.ids[0].tolist()
+
+
+def test_a_killed_process_leaves_a_file_that_plays(tmp_path):
+    subprocess.run([sys.executable, "-c", f"""
+import os, numpy as np
+from msk.live.record import Take
+take = Take({str(tmp_path)!r}, 24, {{"prompt": "x"}})
+for i in range(40): take.write(np.full((96, 96, 3), 5 * i, np.uint8))
+take.note({{"chunk": 0, "frames": 9}})
+os._exit(9)
+"""], check=False)
+    (part,) = tmp_path.glob("*.part.1.mp4")
+    assert len(frames_of(part)[0]) >= 24                        # all but the last half second
+    (lines,) = tmp_path.glob("*.jsonl")
+    lines.write_text(lines.read_text() + '{"chunk": 1, "fra')   # the line that was being written
+    assert [c["chunk"] for c in read_session(lines)["chunks"]] == [0]
+
+
+def test_an_empty_take_leaves_nothing_and_cannot_be_exported(tmp_path):
+    take = Take(tmp_path, 24, {})
+    with pytest.raises(ValueError, match="nothing has been made yet"):
+        take.export(tmp_path / "x.mp4")
+    assert take.close() is None and not list(tmp_path.iterdir())
+
+
+# -- the protocol ------------------------------------------------------------------------------------------------------
+
+def test_what_is_written_is_what_is_read():
+    samples = [Sample(12.5, 7, 0.25, 0.5), Sample(13.5, 65535, 1.0, 0.0)]
+    assert protocol.read(protocol.write_samples(samples)) == {"type": "pointer", "samples": samples}
+    assert protocol.read(protocol.write_ack(2 ** 32 - 1)) == {"type": "ack", "seq": 2 ** 32 - 1}
+    about = dict(quality=85, seq=9, chunk=2, index=30, pts=1.5, sent=1.0, echo=None, still=True)
+    marks = [protocol.Mark(3, True, 0.5, 0.25)]
+    frame = protocol.read_frame(protocol.write_frame(b"jpeg", marks=marks, **about))
+    assert frame == about | {"marks": marks, "jpeg": b"jpeg"}
+
+
+BAD = ["", "{", "[]", "null", "7", '"start"', "{}", '{"type": 5}', '{"type": ["start"]}', '{"type": "fly"}', "[" * 5000,
+       '{"type": "add", "id": 1}', '{"type": "add", "id": 1.5, "kind": "live", "x": 0, "y": 0, "t": 0}',
+       '{"type": "add", "id": -1, "kind": "live", "x": 0, "y": 0, "t": 0}',
+       '{"type": "add", "id": 1, "kind": "dead", "x": 0, "y": 0, "t": 0}',
+       '{"type": "add", "id": 1, "kind": "live", "x": NaN, "y": 0, "t": 0}',
+       '{"type": "add", "id": 1, "kind": "live", "x": 1e999, "y": 0, "t": 0}',
+       '{"type": "add", "id": 1, "kind": "live", "x": 1' + "0" * 400 + ', "y": 0, "t": 0}',
+       '{"type": "release", "id": 1, "t": 0, "keep": "yes"}', '{"type": "open", "image": "a", "prompt": 5, "seed": 0}',
+       '{"type": "open", "image": "a", "prompt": "' + "x" * 2000 + '", "seed": 0}',
+       '{"type": "open", "image": "a", "prompt": "", "seed": -4}',
+       '{"type": "export", "what": "exe"}', "x" * 9000,
+       b"", b"\x01", b"\x01\x00", b"\x01\x41" + b"\0" * 18 * 65, b"\x01\x01abc", b"\x02\x00", b"\x63" * 40, b"\0" * 70000,
+       b"\x01\x01" + protocol._SAMPLE.pack(math.nan, 1, 0, 0), b"\x01\x01" + protocol._SAMPLE.pack(0, 1, math.inf, 0)]
+
+
+@pytest.mark.parametrize("data", BAD, ids=range(len(BAD)))
+def test_what_is_not_the_protocol_gets_one_sentence(data):
+    with pytest.raises(ProtocolError) as error:
+        protocol.read(data)
+    assert 10 < len(str(error.value)) < 300 and "\n" not in str(error.value)
+
+
+def test_places_outside_the_picture_are_brought_to_its_edge():
+    message = protocol.read('{"type": "add", "id": 1, "kind": "live", "x": -3, "y": 1.5, "t": 0}')
+    assert (message["x"], message["y"]) == (0, 1)
+
+
+# -- the link ----------------------------------------------------------------------------------------------------------
+
+def test_a_link_that_stops_answering_gets_no_more_than_its_window_and_smaller_frames(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("msk.live.server.time.monotonic", lambda: clock[0])
+    link = Link(fps=24, ahead=0.12)
+    for _ in range(24):                                         # a good link: each frame answered in 10 ms
+        assert link.may_send()
+        seq = link.sent()
+        clock[0] += 0.01
+        link.acked(seq)
+        clock[0] += 0.03
+    assert link.quality == LADDER[0] and link.window <= 13
+    sent = 0
+    for _ in range(24 * 8):
+        if link.may_send():
+            link.sent()
+            sent += 1
+        clock[0] += 1 / 24
+    assert sent <= 3 * link.window and link.quality == LADDER[-1]   # what is lost is forgotten after 3 s, so it can recover
+    link.acked(link.seq)
+    for _ in range(24 * 20):                                    # it is well again
+        if link.may_send():
+            link.acked(link.sent())
+        clock[0] += 1 / 24
+    assert link.quality == LADDER[0]
+
+
+def test_tokens_are_known_until_they_are_old_or_too_many():
+    tokens = Tokens(limit=3, seconds=1000)
+    issued = [tokens.issue() for _ in range(4)]
+    assert [tokens.known(t) for t in issued] == [False, True, True, True] and not tokens.known("") and not tokens.known("x")
+    tokens.seconds = 0
+    assert not tokens.known(issued[-1])
+
+
+# -- the server --------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def served(tmp_path):
+    """A lobby behind uvicorn on a free port; calling it gives a client's connection."""
+    import uvicorn
+    from starlette.applications import Starlette
+    pytest.importorskip("websockets")
+    kit, pictures = exact.exact_kit(), Pictures()
+    pictures.keep("start-0", exact.picture())
+
+    def open_stream(prompt, image, seed):
+        return exact.ExactStream(kit, prompt, image, seed=seed, cost=0.01)
+
+    lobby = Lobby(lambda: Session(open_stream, kit.geometry, name="exact", folder=tmp_path), pictures,
+                  first=("start-0", "a red ball", 0), grace=1.0)
+    server = uvicorn.Server(uvicorn.Config(Starlette(routes=lobby.routes()), host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    lobby.address = f"127.0.0.1:{port}"
+    yield lobby
+    lobby.close()
+    server.should_exit = True
+    thread.join(10)
+
+
+def knock(lobby, token=True, origin=None, resume=""):
+    from websockets.asyncio.client import connect
+    token = lobby.tokens.issue() if token is True else token
+    origin = f"http://{lobby.address}" if origin is None else origin
+    offered = ["msk.v1"] + ([f"token.{token}"] if token else [])
+    return connect(f"ws://{lobby.address}/msk/ws" + (f"?resume={resume}" if resume else ""), origin=origin or None,
+                   proxy=None, subprotocols=offered, max_size=None)
+
+
+async def wait_for(socket, true, seconds=20):
+    """The first message for which it is true: words as dicts, frames as read_frame gives them (acknowledged)."""
+    async with asyncio.timeout(seconds):
+        while True:
+            data = await socket.recv()
+            message = json.loads(data) if isinstance(data, str) else protocol.read_frame(data)
+            if not isinstance(data, str):
+                await socket.send(protocol.write_ack(message["seq"]))
+            if true(message):
+                return message
+
+
+def is_type(kind):
+    return lambda m: m.get("type") == kind
+
+
+def is_state(state):
+    return lambda m: m.get("type") == "state" and m["state"] == state
+
+
+def is_frame(m):
+    return "jpeg" in m and not m["still"]
+
+
+def send(socket, **message):
+    return socket.send(json.dumps(message))
+
+
+def test_a_client_drags_the_ball(served):
+    async def client():
+        async with knock(served) as socket:
+            hello = await wait_for(socket, is_type("hello"))
+            assert (hello["width"], hello["fps"], hello["model"]) == (96, 24, "exact")
+            await wait_for(socket, is_state("ready"))
+            await send(socket, type="add", id=1, kind="live", x=exact.BALL_AT[0] / W, y=0.5, t=0)
+            await send(socket, type="start")
+            await send(socket, type="grab", id=1, t=1)
+            await socket.send(protocol.write_samples([Sample(2.0, 1, 0.6, 0.7)]))
+            frame = await wait_for(socket, lambda m: is_frame(m) and m["marks"] and abs(m["marks"][0].x - 0.6) < 0.004)
+            assert frame["echo"] == 2.0
+            x, y = exact.red_centre(np.asarray(Image.open(io.BytesIO(frame["jpeg"]))))
+            assert abs(x - 0.6 * W) < 1.5 and abs(y - 0.7 * W) < 1.5
+            await send(socket, type="export", what="mp4")
+            file = await wait_for(socket, is_type("file"))
+            return file["url"]
+    url = asyncio.run(client())
+    import urllib.request
+    data = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://{served.address}/{url}").read()
+    assert data[4:8] == b"ftyp"
+
+
+@pytest.mark.parametrize("how", [dict(token=""), dict(token="forged"), dict(origin="http://evil.example"), dict(origin=""),
+                                 dict(origin="http://127.0.0.1:1"), dict(origin="null")])
+def test_a_page_that_is_not_ours_is_not_let_in(served, how):
+    from websockets.exceptions import InvalidStatus
+
+    async def client():
+        async with knock(served, **how):
+            pass
+    with pytest.raises(InvalidStatus, match="403"):
+        asyncio.run(client())
+    assert served.player is None
+
+
+def test_a_local_server_answers_to_local_names_only():
+    from types import SimpleNamespace
+    lobby = Lobby(None)
+
+    def why(host):
+        return lobby.refusal(SimpleNamespace(headers={
+            "host": host, "origin": f"http://{host}", "sec-websocket-protocol": f"msk.v1, token.{lobby.tokens.issue()}"}))
+
+    assert why("127.0.0.1:7860") is why("localhost:7860") is why("[::1]:7860") is None
+    assert "does not answer to the name" in why("rebound.example:7860")      # a name that someone made point here
+    lobby.hosts = None
+    assert why("mine.example") is None
+
+
+def test_whatever_a_client_sends_the_server_lives(served):
+    async def client():
+        async with knock(served) as socket:
+            await wait_for(socket, is_state("ready"))
+            noise = random.Random(0)
+            astray = [json.dumps({"type": "grab", "id": 77, "t": 0}),
+                      json.dumps({"type": "open", "image": "none", "prompt": "", "seed": 0})]
+            for data in BAD + [noise.randbytes(noise.randrange(1, 200)) for _ in range(30)] + astray:
+                await socket.send(data)
+                if not (isinstance(data, bytes) and data[:1] == b"\x02" and len(data) == 5):
+                    answer = await wait_for(socket, is_type("error"))
+                    assert len(answer["message"]) < 400
+            await send(socket, type="ping", t=5)
+            assert (await wait_for(socket, is_type("pong")))["t"] == 5
+            await send(socket, type="start")
+            await wait_for(socket, is_frame)
+    asyncio.run(client())
+
+
+def test_a_flood_is_passed_over_and_said_once(served):
+    async def client():
+        async with knock(served) as socket:
+            await wait_for(socket, is_state("ready"))
+            for _ in range(3000):
+                await socket.send(protocol.write_samples([Sample(0.0, 1, 0.5, 0.5)]))
+            await wait_for(socket, lambda m: m.get("type") == "error" and "messages a second" in m["message"])
+            await asyncio.sleep(1)
+            await send(socket, type="start")
+            await wait_for(socket, is_frame)
+    asyncio.run(client())
+
+
+def test_the_second_waits_and_plays_when_the_first_has_gone(served):
+    async def clients():
+        async with knock(served) as first:
+            await wait_for(first, is_state("ready"))
+            async with knock(served) as second, knock(served) as third:
+                assert (await wait_for(second, is_type("queue")))["place"] == 1
+                assert "number 2" in (await wait_for(third, is_type("queue")))["message"]
+                await send(second, type="start")                # it may not play yet
+                await wait_for(second, is_type("queue"))
+                await first.close()
+                await wait_for(second, is_state("ready"))
+                assert (await wait_for(third, lambda m: m.get("type") == "queue" and m["place"] == 1))
+                await send(second, type="start")
+                await wait_for(second, is_frame)
+    asyncio.run(clients())
+
+
+def test_a_client_that_vanishes_finds_its_session_again_or_leaves_a_whole_file(served, tmp_path):
+    async def clients():
+        socket = await knock(served)
+        hello = await wait_for(socket, is_type("hello"))
+        await wait_for(socket, is_state("ready"))
+        await send(socket, type="add", id=4, kind="live", x=0.3, y=0.5, t=0)
+        await send(socket, type="start")
+        before = await wait_for(socket, lambda m: is_frame(m) and m["index"] > 10)
+        socket.transport.abort()                                # no good-bye
+        await asyncio.sleep(0.3)
+        socket = await knock(served, resume=hello["session"])
+        again = await wait_for(socket, is_type("hello"))
+        assert again["session"] == hello["session"]
+        state = await wait_for(socket, is_type("state"))
+        assert [p["id"] for p in state["points"]] == [4]
+        after = await wait_for(socket, is_frame)
+        assert before["index"] < after["index"] < before["index"] + 30
+        session = served.player.session
+        socket.transport.abort()                                # and this time for good
+        return session
+    session = asyncio.run(clients())
+    until(lambda: not any(t.is_alive() for t in session._threads) and session.take.path is not None)
+    assert len(frames_of(session.take.path)[0]) == session.take.frames > 10
+    until(lambda: served.player is None)
+
+
+# -- the notebook ------------------------------------------------------------------------------------------------------
+
+def test_a_notebook_pulls_what_a_page_gets_pushed(play, tmp_path):
+    from msk.live.widget import Pulled
+    session = play(folder=tmp_path)
+    pulled = Pulled(session)
+    answer, frames = pulled.answer({"type": "pull"}, [])
+    assert [w["type"] for w in answer["words"][:2]] == ["hello", "state"] and protocol.read_frame(frames[0])["still"]
+    words = [{"type": "add", "id": 1, "kind": "live", "x": exact.BALL_AT[0] / W, "y": 0.5, "t": 0}, {"type": "start"},
+             {"type": "grab", "id": 1, "t": 1}, {"type": "fly"}]
+    pointer = protocol.write_samples([Sample(2.0, 1, 0.6, 0.7)])
+    answer, _ = pulled.answer({"words": words, "order": [0, 0, 0, 1, 0]}, [pointer])
+    seen = []
+
+    def arrived():
+        answer, frames = pulled.answer({}, [])
+        seen.extend(map(protocol.read_frame, frames))
+        return seen and seen[-1]["marks"] and abs(seen[-1]["marks"][0].x - 0.6) < 0.004
+
+    assert any("fly" in w["message"] for w in answer["words"] if w["type"] == "error")
+    until(arrived)
+    x, y = exact.red_centre(np.asarray(Image.open(io.BytesIO(seen[-1]["jpeg"]))))
+    assert abs(x - 0.6 * W) < 1.5 and abs(y - 0.7 * W) < 1.5
+
+
+def test_the_widget_is_a_picture_where_there_is_no_front_end(tmp_path):
+    pytest.importorskip("anywidget")
+    from msk.live import Stage
+    kit = exact.exact_kit()
+    stage = Stage(kit, exact.picture(), "a red ball", folder=tmp_path,
+                  open_stream=lambda prompt, image, seed: exact.ExactStream(kit, prompt, image, seed=seed))
+    data, _ = stage._repr_mimebundle_()
+    import base64
+    still = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert still.size == (288, 288) and "mountStage" in stage._esm and "export default" in stage._esm
+    stage.close()
+    assert not any(t.is_alive() for t in stage.session._threads)
+
+
+def test_the_mirror_shows_each_cell_that_is_told_and_the_picture_elsewhere():
+    import torch
+
+    from msk.kit import Kit
+    from msk.live.mirror import Mirror
+    from msk.tracks import Tracks
+    kit = Kit.random("toy")
+    mirror = Mirror(kit, torch.full((1, 3, 32, 32), 0.5))
+    first = mirror.frames_wanted
+    assert first == 9
+    quiet = mirror.step(None)
+    assert quiet.shape == (1, 9, 3, 32, 32) and (quiet - 0.175).abs().max() < 0.01
+    told = mirror.step(Tracks.drag([[4, 4], [4, 4]], mirror.frames_wanted))
+    assert told.shape == (1, 12, 3, 32, 32)
+    spoken = ((told[0, 0] - 0.175).abs() > 0.02).any(dim=0)
+    assert spoken[:8, :8].all() and not spoken[16:, 16:].any()
+    mirror.reset()
+    assert mirror.frames_wanted == first

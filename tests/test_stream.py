@@ -1,0 +1,218 @@
+"""The one rollout, and the stream that plays it."""
+import pytest
+import torch
+
+from msk.config import StreamConfig
+from msk.stream import Roll, Stream, denoise, draw, rollout
+from msk.tracks import Tracks
+
+PAIRS = StreamConfig(chunk=2)
+
+
+def seeded(seed=3):
+    return torch.Generator().manual_seed(seed)
+
+
+class Counted(torch.nn.Module):
+    """A transformer that notes every pass: with gradient or without, clean or not."""
+
+    def __init__(self, dit):
+        super().__init__()
+        self.dit, self.config, self.passes = dit, dit.config, []
+
+    def forward(self, *args, **kwargs):
+        self.passes.append("grad" if torch.is_grad_enabled() else "plain")
+        return self.dit(*args, **kwargs)
+
+    def remember(self, *args, **kwargs):
+        self.passes.append("clean" + ("!" if torch.is_grad_enabled() else ""))
+        return self.dit.remember(*args, **kwargs)
+
+
+def test_the_rollout_that_trains_is_the_rollout_that_plays(make_dit, clip, close):
+    dit, (noise, text, motion, image) = make_dit(), clip(8)
+    played = torch.cat(list(rollout(dit, noise, text, motion, image, PAIRS, generator=seeded())), 1)
+    trained = torch.cat(list(rollout(dit, noise, text, motion, image, PAIRS, grad_at=2, generator=seeded())), 1)
+    close(played, trained.detach())
+    assert not played.requires_grad and trained.requires_grad
+
+
+def test_the_stream_plays_the_rollout(kit, close):
+    stream, chunks = Stream(kit, "a red fish", seed=5), 4
+    shown = torch.cat([stream.step() for _ in range(chunks)], 1)
+    g, c = torch.Generator().manual_seed(5), kit.preset.stream
+    text, (h, w) = kit.encode_text(["a red fish"]), kit.geometry.latent_size
+    roll, made = Roll(kit.dit, text, c), []
+    for _ in range(chunks):                             # each chunk's noise is drawn when its turn comes
+        noise = draw(torch.empty(1, c.chunk, kit.dit.config.latent_channels, h, w), g)
+        made.append(roll.next(noise, None, None, generator=g))
+    close(shown, kit.vae.decode(torch.cat(made, 1))[0])
+
+
+def test_exactly_one_step_of_each_chunk_has_a_graph_and_one_clean_pass_follows(make_dit, clip):
+    counted, (noise, text, motion, image) = Counted(make_dit()), clip(6)
+    for _ in rollout(counted, noise, text, motion, image, PAIRS, grad_at=1):
+        pass
+    chunk = ["plain", "grad"]
+    assert counted.passes == [*chunk, "clean", *chunk, "clean", *chunk]             # nobody asks for the last clean pass
+
+
+def test_a_chunk_costs_its_steps_and_one_clean_pass(make_dit, clip):
+    counted, (noise, text, motion, image) = Counted(make_dit()), clip(8)
+    list(rollout(counted, noise, text, motion, image, PAIRS))
+    assert counted.passes == (["plain"] * 3 + ["clean"]) * 3 + ["plain"] * 3
+
+
+def test_no_gradient_flows_through_the_past(make_dit, clip):
+    dit, (noise, text, motion, image) = make_dit(), clip(4)
+    motion = motion.requires_grad_()
+    chunks = list(rollout(dit, noise, text, motion, image, PAIRS, grad_at=0))
+    chunks[1].square().mean().backward()
+    assert motion.grad[:, :2].abs().max() == 0 and motion.grad[:, 2:].abs().max() > 0
+
+
+@pytest.mark.parametrize("grad_at", [0, 1, 2])
+def test_gradients_through_the_rollout_are_the_same_with_checkpointing(make_dit, clip, close, grad_at):
+    dit, (noise, text, motion, image) = make_dit(), clip(8)                         # four chunks: the cache rolls
+    grads = []
+    for dit.checkpoint in (False, True):
+        dit.zero_grad()
+        made = torch.cat(list(rollout(dit, noise, text, motion, image, PAIRS, grad_at, generator=seeded())), 1)
+        made.square().mean().backward()
+        grads.append([p.grad.clone() for p in dit.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(grads[1]) > 20
+    for a, b in zip(*grads):
+        close(a, b)
+
+
+def test_the_image_is_given_to_the_first_chunk_only(make_dit, clip):
+    seen = []
+    dit, (noise, text, motion, image) = make_dit(), clip(6)
+    inner = dit.forward
+
+    def watched(x, t, text, motion=None, image=None, **kwargs):
+        seen.append(image is not None)
+        return inner(x, t, text, motion, image, **kwargs)
+
+    dit.forward = watched
+    list(rollout(dit, noise, text, motion, image[:, :1], PAIRS))
+    assert seen == [True] * 3 + [False] * 6
+
+
+def test_one_step_goes_straight_to_the_clean_prediction(make_dit, clip, close):
+    dit, (noise, text, motion, image) = make_dit(), clip(2)
+    with torch.no_grad():
+        want = noise - dit(noise, torch.ones(2, 2), text, motion, image)
+    close(denoise(dit, noise, text, motion, image, None, [1.0]), want)
+
+
+# the stream
+
+def test_chunks_come_in_nines_and_then_twelves(kit):
+    stream = Stream(kit)
+    for i, frames in enumerate((9, 12, 12)):
+        assert stream.index == i and stream.frames_wanted == frames
+        assert stream.step(Tracks.grid(kit.geometry, 8, frames)).shape == (1, frames, 3, 32, 32)
+
+
+def test_the_same_seed_makes_the_same_video_and_another_another(kit):
+    def play(seed):
+        stream = Stream(kit, "snow", seed=seed)
+        return torch.cat([stream.step(), stream.step()], 1)
+
+    assert torch.equal(play(1), play(1))
+    assert not torch.allclose(play(1), play(2))
+
+
+def test_reset_begins_again(kit):
+    stream = Stream(kit, "snow", torch.rand(3, 40, 50), seed=4)
+    first = [stream.step() for _ in range(3)]
+    stream.reset()
+    assert stream.index == 0
+    again = [stream.step() for _ in range(3)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    stream.reset(prompt="rain", seed=9)
+    assert not torch.allclose(stream.step(), first[0])
+
+
+def test_settling_early_or_late_changes_nothing_but_when(kit):
+    eager, lazy = Stream(kit, seed=1), Stream(kit, seed=1)
+    for _ in range(4):
+        a, b = eager.step(), lazy.step()
+        eager.settle()
+        assert torch.equal(a, b)
+    assert not eager._roll.settle() and lazy._roll.settle()
+    assert set(eager.stats) == {"denoise_ms", "decode_ms", "clean_ms"}
+
+
+def test_frames_may_be_used_in_training(kit):
+    frames = Stream(kit).step()
+    weight = torch.ones(1, requires_grad=True)
+    (frames * weight).sum().backward()
+    assert not frames.requires_grad and not frames.is_inference() and weight.grad.isfinite().all()
+
+
+def test_memory_is_constant_however_long_the_video(kit):
+    stream, sizes = Stream(kit), []
+    for _ in range(12):
+        stream.step(Tracks.grid(kit.geometry, 16, stream.frames_wanted))
+        stream.settle()
+        sizes.append(stream._roll.cache.nbytes + sum(x.nbytes for x in stream._seen))
+    assert len(set(sizes[1:])) == 1
+
+
+def test_tracks_steer_and_none_asks_for_nothing(kit):
+    a, b, c = (Stream(kit, seed=1) for _ in range(3))
+    drawn = a.step(Tracks.drag([[4, 4], [28, 28]], 9))
+    assert not torch.allclose(drawn, b.step())
+    assert torch.equal(Stream(kit, seed=1).step(), c.step(Tracks.drag([[4, 4], [28, 28]], 9).hide(slice(None))))
+
+
+def test_tracks_of_another_length_are_refused_in_one_sentence(kit):
+    stream = Stream(kit)
+    with pytest.raises(ValueError, match="12 pixel frames came where 9 were wanted"):
+        stream.step(Tracks.grid(kit.geometry, 8, 12))
+    assert stream.step().shape[1] == 9                  # and nothing is broken
+
+
+def test_other_sinks_and_windows_stream_too(kit):
+    for config in (StreamConfig(chunk=1), StreamConfig(chunk=2, sink=0, window=3), StreamConfig(sink=0, window=0, steps=1)):
+        stream = Stream(kit, config=config)
+        for _ in range(4):
+            frames = stream.step()
+        assert frames.shape[1] == 4 * config.chunk and frames.isfinite().all()
+
+
+def test_a_picture_beside_every_frame_reaches_every_chunk_and_one_in_the_first_frame_only_the_first():
+    from msk.config import DiTConfig
+    from msk.dit import DiT
+    shown = []
+
+    class Notes(DiT):
+        def tokens(self, latents, motion, image, past=None):
+            shown.append((None if image is None else image.shape[1], past is None))
+            return super().tokens(latents, motion, image, past)
+
+    size = dict(latent_channels=4, motion_channels=0, image_channels=4, mask_channels=1, dim=32, ffn_dim=32, heads=2,
+                layers=1, text_dim=8, freq_dim=16, inputs=("noise", "mask", "image"))
+    noise, text, picture = torch.randn(1, 6, 4, 4, 4), torch.randn(1, 3, 8), torch.randn(1, 1, 5, 4, 4)
+    for frames in ("first", "every"):
+        shown.clear()
+        dit = Notes(DiTConfig(image_frames=frames, **size))
+        list(rollout(dit, noise, text, None, picture, StreamConfig(steps=1)))
+        later = [image for image, begins in shown if not begins]
+        assert later == [None if frames == "first" else 1] * len(later) and later
+
+
+def test_only_the_first_frame_of_a_video_is_called_given():
+    """With the picture beside every frame the mask alone says which frame it is, and a stream's later chunks have none."""
+    from msk.config import DiTConfig
+    from msk.dit import DiT
+    torch.manual_seed(0)
+    dit = DiT(DiTConfig(latent_channels=4, motion_channels=0, image_channels=4, mask_channels=1, image_frames="every",
+                        dim=32, ffn_dim=32, heads=2, layers=2, text_dim=8, freq_dim=16, inputs=("noise", "mask", "image")))
+    latents, picture = torch.zeros(1, 3, 4, 4, 4), torch.cat([torch.ones(1, 1, 1, 4, 4), torch.randn(1, 1, 4, 4, 4)], dim=2)
+    tokens, _ = dit.tokens(latents, None, picture)
+    assert torch.equal(tokens[:, 1], tokens[:, 2]) and not torch.equal(tokens[:, 0], tokens[:, 1])
+    later, _ = dit.tokens(latents, None, picture, past=[])
+    torch.testing.assert_close(later, tokens[:, 1:2].expand_as(later))

@@ -1,0 +1,310 @@
+"""The four stages: what each loss means, that nothing is lost on an interrupt, and that learning happens."""
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from msk.config import PRESETS, StreamConfig
+from msk.guidance import Condition
+from msk.kit import Kit
+from msk.stream import rollout
+from msk.tracks import Tracks
+from msk.train import dmd, main, ode
+from msk.train import vae as vae_stage
+from msk.train.data import Pool, drawn
+from msk.train.loop import Budget, Checkpoint, Learner, orthogonal, train
+
+TOY = PRESETS["toy"]
+
+
+@pytest.fixture(scope="module")
+def kit():
+    kit = Kit.random(TOY, seed=0)
+    for p in kit.dit.parameters():
+        nn.init.normal_(p, std=.1, generator=torch.Generator().manual_seed(p.numel()))
+    return kit
+
+
+def asked(kit, frames=12, batch=2):
+    g = torch.Generator().manual_seed(5)
+    c = kit.dit.config
+    randn = lambda *s: torch.randn(*s, generator=g)
+    return Condition(randn(batch, 5, c.text_dim), randn(batch, frames, c.motion_channels, 4, 4), randn(batch, 1, 4, 4, 4),
+                     randn(batch, 5, c.text_dim)), randn(batch, frames, 4, 4, 4)
+
+
+# --- the loop ----------------------------------------------------------------------------------------------------------
+
+def line(muon=False):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    x = torch.randn(64, 4)
+    y = x[:, :1] - 2 * x[:, 1:2]
+    learner = Learner(module, 2e-2, ema=.9, muon=lambda name, p: muon and p.ndim == 2,
+                      muon_lr=.3)
+    return learner, lambda batch: ((module(x) - y).square().mean(), {})
+
+
+def endless():
+    while True:
+        yield None
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_learner_learns(muon):
+    learner, loss_of = line(muon)
+    losses = [step.loss for step in train(learner, loss_of, endless(), Budget(steps=150))]
+    assert losses[-1] < .05 * losses[0]
+
+
+def test_interrupted_and_resumed_training_is_training_in_one_go(tmp_path):
+    whole, loss_of = line()
+    for _ in train(whole, loss_of, endless(), Budget(steps=20)):
+        pass
+    first, loss_of = line()
+    budget = Budget(steps=20)
+    steps = train(first, loss_of, endless(), budget, Checkpoint(tmp_path / "a.ckpt", budget, learner=first))
+    for step in steps:
+        if step.index == 9:
+            break
+    steps.close()                                                       # as Ctrl-C does: the checkpoint is written
+    second, loss_of = line()
+    for p in second.params:
+        nn.init.zeros_(p.data)
+    budget = Budget(steps=20)
+    checkpoint = Checkpoint(tmp_path / "a.ckpt", budget, learner=second)
+    assert checkpoint.resume() and budget.done == 9
+    for _ in train(second, loss_of, endless(), budget, checkpoint):
+        pass
+    for a, b in zip([*whole.params, *whole.average], [*second.params, *second.average]):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_truncated_checkpoint_says_what_to_do(tmp_path):
+    learner, _ = line()
+    budget = Budget(steps=1)
+    checkpoint = Checkpoint(tmp_path / "a.ckpt", budget, learner=learner)
+    checkpoint.save()
+    data = (tmp_path / "a.ckpt").read_bytes()
+    (tmp_path / "a.ckpt").write_bytes(data[:len(data) // 2])
+    with pytest.raises(ValueError, match="a.ckpt cannot be read.*delete it"):
+        checkpoint.resume()
+
+
+def test_a_loss_that_is_not_a_number_stops_training():
+    learner, _ = line()
+    with pytest.raises(FloatingPointError, match="nan at update 0"):
+        list(train(learner, lambda b: (learner.params[0].sum() * float("nan"), {}), endless(), Budget(steps=3)))
+
+
+def test_muon_steps_are_orthogonal():
+    g = torch.Generator().manual_seed(0)
+    values = torch.linalg.svdvals(orthogonal(torch.randn(24, 60, generator=g)).float())
+    assert values.min() > .5 and values.max() < 1.5
+
+
+# --- what is drawn -----------------------------------------------------------------------------------------------------
+
+def candidates(batch=64, frames=21, count=40):
+    g = torch.Generator().manual_seed(1)
+    xy, visible = torch.rand(batch, frames, count, 2, generator=g) * 32, torch.ones(batch, frames, count, dtype=torch.bool)
+    tracks = Tracks(xy, visible, torch.arange(count).expand(batch, -1).clone())
+    layer = torch.randint(0, 3, (batch, count), generator=g)
+    born = torch.zeros(batch, count, dtype=torch.long)
+    born[:, -8:] = 9
+    return tracks, layer, born, g
+
+
+def test_some_clips_have_no_tracks_some_many_and_some_a_few():
+    tracks, layer, born, g = candidates()
+    counts = drawn(tracks, layer, born, g).visible.any(1).sum(1)
+    assert (counts == 0).any() and (counts > 24).any() and ((counts > 0) & (counts <= 20)).any()
+
+
+def test_no_track_speaks_before_its_birth_and_ids_stay_with_their_tracks():
+    tracks, layer, born, g = candidates()
+    out = drawn(tracks, layer, born, g)
+    late = out.ids >= 32                                                # the last eight candidates are born in frame 9
+    assert not (out.visible[:, :9] & late[:, None]).any() and (out.visible[:, 9:] & late[:, None]).any()
+    original = torch.gather(tracks.xy, 2, out.ids[:, None, :, None].expand(-1, 21, -1, 2))
+    assert torch.equal(out.xy, original)
+
+
+def test_masking_hides_everything_for_a_run_of_latent_frames_but_never_the_first():
+    tracks, layer, born, g = candidates()
+    out = drawn(tracks, layer, born.zero_(), g, dense=1., none=0., masking=1.)
+    seen = out.visible.any(2)
+    gone = ~torch.stack([seen[:, 1 + 4 * i: 5 + 4 * i].any(1) for i in range(5)], dim=1)
+    assert seen[:, 0].all() and gone.any(1).all() and not gone.all(1).any()
+
+
+def test_a_pool_renews_itself_and_hands_out_the_first_frame(kit):
+    pool = Pool(TOY, kit.vae.encode, capacity=6, candidates=24, frames=21)
+    pool.grow(4)
+    pool.grow(4)
+    batch = pool.draw(5, 6, torch.Generator().manual_seed(0))
+    assert pool.size == 6 and pool.made == 8
+    assert batch.latents.shape == (5, 6, 4, 4, 4) and torch.equal(batch.given(1)[:, 0, 1:], batch.latents[:, 0])
+    assert batch.tracks.xy.shape[:2] == (5, 21)
+
+
+# --- the stages --------------------------------------------------------------------------------------------------------
+
+def test_a_vae_that_starts_as_a_plain_enlargement_learns_sooner():
+    from msk.tinyvae import TinyVAE
+    frames = next(vae_stage.clips(TOY.geometry, 6, crop=1.))
+    scores = []
+    for start in (lambda vae: None, vae_stage.near_identity):
+        torch.manual_seed(0)
+        vae = TinyVAE(TOY.vae)
+        start(vae)
+        learner = Learner(vae, 1e-3, muon=lambda name, p: p.ndim == 4, muon_lr=4e-3)
+        steps = train(learner, lambda b, vae=vae: vae_stage.vae_loss(vae, frames)[:2], endless(), Budget(steps=25))
+        scores.append([step.logs["psnr"] for step in steps][-1])
+    assert scores[1] > scores[0] + 1 and scores[1] > 15, scores
+
+
+def test_calibrated_latents_have_zero_mean_and_unit_variance(kit):
+    batches = vae_stage.clips(TOY.geometry, 6, crop=1.)
+    vae_stage.calibrate(kit.vae, batches, count=8)
+    latents = torch.cat([kit.vae.encode(next(batches)) for _ in range(8)])
+    assert latents.mean(dim=(0, 1, 3, 4)).abs().max() < .4
+    assert (latents.std(dim=(0, 1, 3, 4)) - 1).abs().max() < .4
+    kit.vae.mean.zero_()
+    kit.vae.std.fill_(1)
+
+
+def test_trajectories_pass_through_the_students_levels(kit):
+    """The stored point at level 1 is the noise itself, and the last is the sampler's own answer."""
+    cond, noise = asked(kit)
+    paths = ode.trajectory(kit.dit, cond, noise, TOY.stream, 6, 3., 1.5)
+    assert paths.latents.shape == (2, 4, 12, 4, 4, 4) and torch.equal(paths.latents[:, 0], noise)
+    with pytest.raises(ValueError, match="7 sampler steps never visit.*multiple of 3"):
+        ode.trajectory(kit.dit, cond, noise, TOY.stream, 7, 3., 1.5)
+
+
+def test_where_teacher_and_critic_agree_only_the_anchor_pulls(kit):
+    cond, noise = asked(kit)
+    clip = torch.randn(noise.shape, generator=torch.Generator().manual_seed(5))
+
+    def loss(anchor):
+        return dmd.student_loss(kit.dit, kit.dit, kit.dit, cond, noise, TOY.stream, text_scale=.5, motion_scale=.5,
+                                generator=torch.Generator().manual_seed(6), real=clip, anchor=anchor)
+    assert loss(0.)[0].item() < 1e-9
+    pulled, logs = loss(2.)
+    assert logs["off"] > .1 and abs(pulled.item() - 2 * logs["off"]) < 1e-5
+
+
+def test_a_student_that_knows_the_velocity_has_no_ode_loss(kit):
+    """On straight paths x_t = (1 - t) x0 + t noise, noise - x0 is the answer at every level and under every mask."""
+    cond, noise = asked(kit)
+    clean = torch.randn(noise.shape, generator=torch.Generator().manual_seed(9))
+    levels = [1., *[s for s in (12 / 13, .75)], 0.]
+    latents = torch.stack([(1 - s) * clean + s * noise for s in levels], dim=1)
+
+    class Knows(nn.Module):
+        config = kit.dit.config
+
+        def forward(self, *args, **kwargs):
+            return noise - clean
+
+    paths = ode.straight(clean, cond, StreamConfig(), noise)
+    torch.testing.assert_close(paths.latents, latents)
+    assert ode.ode_loss(Knows(), paths, StreamConfig())[0] < 1e-10
+
+
+def test_the_rollout_that_trains_is_the_rollout_that_plays(kit):
+    cond, noise = asked(kit)
+    played = torch.cat(list(rollout(kit.dit, noise, cond.text, cond.motion, cond.image, TOY.stream,
+                                    generator=torch.Generator().manual_seed(4))), dim=1)
+    trained = dmd.roll_out(kit.dit, cond, noise, TOY.stream, TOY.stream.steps - 1, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(trained.detach(), played)
+
+
+def gaussian(mean):
+    """The exact velocity field of data N(mean, 1): E[noise - x0 | x_t]."""
+    def velocity(x_t, t):
+        s = t[:, :, None, None, None]
+        spread = (1 - s) ** 2 + s**2
+        x0 = mean + (1 - s) / spread * (x_t - (1 - s) * mean)
+        return (x_t - x0) / s
+    return velocity
+
+
+def test_between_two_gaussians_the_gradient_points_from_critic_to_teacher():
+    g = torch.Generator().manual_seed(0)
+    x0 = torch.randn(64, 3, 2, 4, 4, generator=g).requires_grad_()
+    dmd.dmd_loss(x0, gaussian(2.), gaussian(0.), torch.full((64, 3), .6), torch.randn(x0.shape, generator=g)).backward()
+    assert x0.grad.mean() < 0 and x0.grad.std() < .5 * x0.grad.abs().mean()     # downhill is toward the teacher's mean
+
+
+def test_where_critic_and_teacher_agree_there_is_nothing_to_learn():
+    x0 = torch.randn(8, 3, 2, 4, 4).requires_grad_()
+    dmd.dmd_loss(x0, gaussian(1.), gaussian(1.), torch.full((8, 3), .6)).backward()
+    assert x0.grad.abs().max() < 1e-7
+
+
+def test_noise_levels_stay_off_both_ends_and_are_one_per_clip():
+    t = dmd.noise_levels(500, 4, 6., torch.Generator().manual_seed(0), "cpu")
+    assert t.min() >= .02 and t.max() <= .98 and (t == t[:, :1]).all()
+
+
+def test_the_whole_pipeline_leaves_a_kit_that_streams(tmp_path):
+    import msk
+    out = main("all", TOY, 12., tmp_path / "toy", threads=1)
+    assert {"config.json", "vae.safetensors", "teacher.safetensors", "causal.safetensors", "student.safetensors"} <= {
+        p.name for p in out.iterdir()}
+    assert (out / "previews" / "student.png").stat().st_size > 0
+    rows = [json.loads(row) for row in (out / "teacher.jsonl").read_text().splitlines()] if (
+        out / "teacher.jsonl").exists() else []
+    assert all(row["loss"] == row["loss"] for row in rows)
+    stream = msk.Stream(msk.load(out), "a red fish over the sea", torch.rand(3, 32, 32))
+    assert stream.step(None).shape == (1, 9, 3, 32, 32) and stream.step(None).shape == (1, 12, 3, 32, 32)
+
+
+def test_presets_without_a_text_encoder_cannot_be_trained_here():
+    with pytest.raises(ValueError, match="wan2.1-1.3b has no text encoder"):
+        main("vae", "wan2.1-1.3b", 1.)
+
+
+def test_a_teacher_starts_with_heads_that_look_for_the_same_id():
+    """Of all tokens of the first frame, the one a point came from is looked at far more often than by chance."""
+    from msk.attention import rope
+    from msk.train.teacher import Teacher, seek_ids
+    preset = PRESETS["tiny"]
+    kit = Kit.random(preset, seed=1)
+    models = Teacher(kit.dit, kit.track_head, kit.text)
+    g = torch.Generator().manual_seed(3)
+    start = torch.rand(4, 1, 12, 2, generator=g) * 64 + 8
+    way = (torch.rand(4, 1, 12, 2, generator=g) - .5) * 40
+    xy = (start + way * torch.linspace(0, 1, 9)[None, :, None, None]).clamp(1, 95)
+    ids = torch.stack([torch.randperm(16384, generator=g)[:12] for _ in range(4)])
+    tracks = Tracks(xy, torch.ones(4, 9, 12, dtype=torch.bool), ids)
+    seek_ids(models, tracks)
+    seen = {}
+    kit.dit.blocks[0].self_attn.register_forward_hook(lambda module, args, out: seen.update(x=args[0], grid=args[1]))
+    latents = torch.randn(4, 3, 12, 12, 12, generator=g)
+    picture = torch.cat([torch.ones(4, 1, 1, 12, 12), torch.randn(4, 1, 12, 12, 12, generator=g)], dim=2)
+    kit.dit(latents, torch.full((4, 3), .8), models.text([""] * 4), models.track_head(tracks), picture)
+    attention = kit.dit.blocks[0].self_attn
+    q, k = rope(attention.query(seen["x"]), seen["grid"]), rope(attention.keys(seen["x"])[0], seen["grid"])
+    scores = torch.einsum("blhd,bmhd->bhlm", q, k)[:, :2]                       # the two heads that were set
+    token = lambda p: (p[..., 1] // 16).long() * 6 + (p[..., 0] // 16).long()
+    source, now = token(xy[:, 0]), token(xy[:, -1]) + 2 * 36
+    far = token(xy[:, 0]) != token(xy[:, -1])
+    first = torch.gather(scores, 2, now[:, None, :, None].expand(-1, 2, -1, scores.shape[-1]))[..., :36]
+    found = (first.argmax(-1) == source[:, None]).float().mean(1)[far].mean()
+    assert found > .3, found                                                    # one in 36 by chance
+
+
+def test_training_goes_on_from_a_kit(tmp_path):
+    for role in ("teacher", "student"):
+        Kit.random(TOY, seed=4, role=role).save(tmp_path / "kit")
+    out = main("teacher", TOY, .01, tmp_path / "run", init=tmp_path / "kit", threads=1)
+    from msk.weights import read_weights
+    before, after = (read_weights(folder / "teacher.safetensors") for folder in (tmp_path / "kit", out))
+    moved = max((before[n] - after[n]).abs().max().item() for n in before)
+    assert 0 < moved < .05                                              # a step or two away, not another model
+    assert torch.equal(read_weights(out / "vae.safetensors")["encoder.0.weight"],
+                       read_weights(tmp_path / "kit" / "vae.safetensors")["encoder.0.weight"])
