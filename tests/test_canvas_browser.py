@@ -71,8 +71,9 @@ def test_the_thing_under_the_pointer_goes_where_it_is_dragged(stage):
 
 def test_a_point_dragged_in_mid_stream_and_a_pin_that_stays(stage):
     stage.page.keyboard.down("Shift")
-    stage.page.mouse.click(*stage.at(*BALL))
+    stage.click(*BALL)
     stage.page.keyboard.up("Shift")
+    stage.wait("stage.points.size === 1")
     stage.page.keyboard.press("Enter")
     stage.wait("stage.current.index > 10")
     np.testing.assert_allclose(ball(stage.frames(1)[0][2]), BALL, atol=0.02)
@@ -95,7 +96,7 @@ def test_keys_and_buttons(stage):
     assert stage.ask("stage.current.index") == held
     keys.press(" ")
     stage.state("playing").wait(f"stage.current.index > {held}")
-    stage.page.mouse.click(*stage.at(0.5, 0.5))
+    stage.click(0.5, 0.5)
     stage.wait("stage.points.size === 1")
     keys.press("ArrowRight")
     stage.wait("stage.current.marks.length && stage.current.marks[0].x > 0.515")
@@ -103,7 +104,7 @@ def test_keys_and_buttons(stage):
     stage.wait("stage.current.marks.length && Math.abs(stage.current.marks[0].x - 0.5) < 0.005")
     keys.press("Control+z")
     stage.wait("stage.points.size === 0")
-    stage.page.mouse.click(*stage.at(0.5, 0.5))
+    stage.click(0.5, 0.5)
     stage.wait("stage.points.size === 1")
     keys.press("Delete")
     stage.wait("stage.points.size === 0")

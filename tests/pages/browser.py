@@ -82,6 +82,10 @@ class Stage:
         self.steady().page.mouse.move(*self.at(x, y))
         self.page.mouse.down()
 
+    def click(self, x, y):
+        self.press(x, y)
+        self.page.mouse.up()
+
     def drag(self, start, end, steps=40, pause=25, let_go=True):
         """A real pointer: down, along a line in steps * pause milliseconds, up."""
         self.press(*start)
