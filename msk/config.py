@@ -95,11 +95,11 @@ class TrackConfig:
     bias: bool = False          # WanTrack's head has biases,
     linear: bool = False        # no activation between its convolutions,
     alone: bool = False         # and leaves the first three of frame 0's four places empty, where we repeat it
-    carry: int = 0              # channels of the given picture's latents that every track takes along; 0: ids alone
+    carry: int = 0              # latent channels of the given picture as the tracks move it; 0: ids alone
 
     def width(self, time_stride: int) -> int:
         """Channels of the whole map: what the convolutions make of the ids, then what is carried (see motion.carry)."""
-        return self.channels + (time_stride * (4 * self.carry + 5) if self.carry else 0)
+        return self.channels + (self.carry + time_stride if self.carry else 0)
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,20 @@ class VAEConfig:
     latent_channels: int = 16
     encoder_width: int = 64
     decoder_widths: tuple[int, ...] = (256, 128, 64, 64)
-    blocks: int = 3                             # memory blocks per decoder stage
+    blocks: int | tuple[int, ...] = 3           # memory blocks in each decoder stage, or stage by stage
+    encoder_blocks: int | tuple[int, ...] = -1  # the same for the encoder's; -1: as many as the decoder has
     times: tuple[int, ...] = (1, 2, 2)          # growth in time per decoder stage
     spaces: tuple[int, ...] = (2, 2, 2)         # growth in rows and columns per decoder stage
     fill_end: bool = False                      # TAEHV fills the last group of four pixel frames, we the first
     pixel_shuffle: int = 1                      # rows and columns folded into channels at the pixels' end
+
+    @property
+    def stages(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Memory blocks of each stage as data passes it: the encoder's, the decoder's."""
+        def each(blocks, of):
+            return (blocks,) * len(of) if isinstance(blocks, int) else tuple(blocks)
+        decoder = each(self.blocks, self.times)
+        return decoder[::-1] if self.encoder_blocks == -1 else each(self.encoder_blocks, self.times), decoder
 
     @property
     def stride(self) -> int:
@@ -221,17 +230,17 @@ _T2V = DiTConfig(motion_channels=16, image_channels=16, **_WAN_1_3B)      # with
 PRESETS: dict[str, Preset] = {p.name: p for p in (
     Preset(
         "tiny", Geometry(96, 96, fps=24),
-        DiTConfig(latent_channels=12, motion_channels=244, image_channels=12, mask_channels=1, image_frames="every",
+        DiTConfig(latent_channels=12, motion_channels=48, image_channels=12, mask_channels=1, image_frames="every",
                   inputs=("noise", "motion", "image", "mask"), dim=256, ffn_dim=1024, heads=4, layers=6, text_dim=64,
                   gelu="none"),
         TrackConfig(channels=32, hidden=64, splat="bilinear", carry=12),
-        VAEConfig(latent_channels=12, encoder_width=32, decoder_widths=(96, 64, 32, 32), blocks=2, spaces=(2, 2, 1),
-                  pixel_shuffle=2),
+        VAEConfig(latent_channels=12, encoder_width=32, decoder_widths=(96, 64, 32, 32), blocks=(0, 0, 2),
+                  encoder_blocks=0, spaces=(2, 2, 1), pixel_shuffle=2),
         TextConfig(length=24), StreamConfig(time_shift=3.0), text_scale=.5, motion_scale=.5,     # sum 1: no guidance
         sample_steps=12),
     Preset(
         "toy", Geometry(32, 32, fps=24),       # seconds to train, for tests and for "by hand" cells
-        DiTConfig(latent_channels=4, motion_channels=92, image_channels=4, dim=48, ffn_dim=96, heads=2, layers=2,
+        DiTConfig(latent_channels=4, motion_channels=16, image_channels=4, dim=48, ffn_dim=96, heads=2, layers=2,
                   text_dim=16, freq_dim=32, gelu="none"),
         TrackConfig(channels=8, hidden=16, splat="bilinear", carry=4),
         VAEConfig(latent_channels=4, encoder_width=8, decoder_widths=(16, 16, 8, 8), blocks=1, spaces=(2, 2, 1),

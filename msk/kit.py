@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .config import PRESETS, Geometry, Preset
 from .dit import DiT
 from .guidance import Condition
-from .motion import TrackHead
+from .motion import TrackHead, carry
 from .picture import picture
 from .text import TextEncoder
 from .tinyvae import TinyVAE
@@ -88,6 +88,10 @@ class Kit:
                              "something that maps a list of prompts to [B, L, text_dim]")
         return self.text(prompts)
 
+    def pixels(self, image) -> Tensor:
+        """A picture (see `picture`) at this kit's size, [B, 3, H, W] in [0, 1]."""
+        return picture(image, self.geometry).to(self.device)
+
     @torch.no_grad()
     def encode_image(self, image) -> Tensor:
         """A picture (see `picture`) or [B, 3, H, W] -> [B, f, mask + image channels, h, w], the first frames of `image`.
@@ -97,7 +101,7 @@ class Kit:
         c = self.dit.config
         if not c.image_channels and c.image_frames != "clean":
             raise ValueError(f"{self.name} has no channels for a first frame: leave the image out")
-        pixels = picture(image, self.geometry).to(self.device)[:, None]
+        pixels = self.pixels(image)[:, None]
         if c.image_frames == "grey":
             grey = pixels.new_full((1, 1, 1, 1, 1), 0.5)
             after = self.geometry.pixel_frames(self.vae.forgets) - 1
@@ -116,7 +120,7 @@ class Kit:
         if self.clip is None:
             raise ValueError(f"{self.name} looks at pictures through CLIP, and none is here: put image_encoder/ beside its "
                              f"transformer, or set kit.clip to something that maps [B, 3, H, W] to [B, 257, {c.clip_dim}]")
-        return self.clip(picture(image, self.geometry).to(self.device))
+        return self.clip(self.pixels(image))
 
     @torch.no_grad()
     def condition(self, prompts: list[str], tracks: Tracks | None = None, image=None) -> Condition:
@@ -125,15 +129,18 @@ class Kit:
         nothing = self.preset.null_prompt
         null = torch.zeros_like(text) if nothing is None else self.encode_text([nothing] * len(prompts))
         given = self.encode_image(image).expand(len(prompts), -1, -1, -1, -1) if image is not None else None
-        motion = self.motion(tracks.check(batch=len(prompts)), given) if tracks is not None else None
+        motion = self.motion(tracks.check(batch=len(prompts)), image) if tracks is not None else None
         clip = self.encode_clip(image)
         return Condition(text, motion, given, null, clip.expand(len(prompts), -1, -1) if clip is not None else None)
 
     @torch.no_grad()
-    def motion(self, tracks: Tracks, given: Tensor | None, start: bool = True) -> Tensor:
-        """Tracks as the transformer reads them; `given` comes from `encode_image`, start: see `TrackHead`."""
-        latents = given[:, 0, -self.dit.config.image_channels:] if given is not None else None
-        return self.track_head(tracks.to(self.device), start, latents)
+    def motion(self, tracks: Tracks, image=None, start: bool = True) -> Tensor:
+        """Tracks as the transformer reads them; image: the given picture, for them to carry. start: see `TrackHead`."""
+        tracks, carried = tracks.to(self.device), None
+        if image is not None and self.preset.tracks.carry:
+            pixels = self.pixels(image).expand(len(tracks.xy), -1, -1, -1)
+            carried = carry(tracks, pixels, self.vae.encode_alone, self.geometry, start)
+        return self.track_head(tracks, start, carried)
 
     def save(self, folder) -> Path:
         """config.json and one safetensors file per part, each written whole or not at all."""

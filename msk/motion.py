@@ -91,40 +91,51 @@ def splat(tracks: Tracks, geometry: Geometry, config: TrackConfig) -> Tensor:
 
 
 @torch.no_grad()
-def carry(tracks: Tracks, picture: Tensor, geometry: Geometry) -> Tensor:
-    """The given picture's latents taken along by the tracks: picture [B, C, h, w] -> [B, T, 4 C + 5, h, w].
+def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple[Tensor, Tensor]:
+    """The given picture as its tracks move it: picture [B, 3, H, W] -> frames [B, T, 3, H, W], and near [B, T, H/4, W/4].
 
-    In each frame a cell goes with the visible track nearest to its centre: it came from where that track's motion, undone,
-    puts the centre. The four source cells around that place follow, each times its bilinear weight, then the four weights
-    and how near the track is. Zero where no track is within a cell, or none that knows its origin. No parameters.
-    After Wan-Move (2512.08765), which copies single cells.
+    Each block of pixels goes with the visible track nearest to its centre, if one is within `reach` pixels and knows its
+    origin; the others stay. near: 1 where a track runs through the centre, 0 at `reach`. No parameters.
     """
-    (b, t, n, _), (h, w), device = tracks.xy.shape, geometry.latent_size, tracks.xy.device
+    (b, t, n, _), (height, width), device = tracks.xy.shape, picture.shape[-2:], tracks.xy.device
+    y, x = (torch.arange(0, size, block, device=device) + block / 2 for size in (height, width))
+    centres = torch.cartesian_prod(y, x).flip(-1)                                                   # [M, 2], x then y
     origin = tracks.origins()
-    index, near = cells(tracks, geometry, "bilinear")                                           # [B, T, N, 4]
-    near = near * origin.isfinite().all(-1)[:, None, :, None]
-    place = (torch.arange(b * t, device=device).view(b, t, 1, 1) * (h * w) + index).flatten()
-    best = near.new_zeros(b * t * h * w).scatter_reduce(0, place, near.flatten(), "amax")
-    wins = (near.flatten() >= best[place]) & (near.flatten() > 1e-3)
-    track = torch.arange(n, device=device).view(1, 1, n, 1).expand(b, t, n, 4).flatten()[wins]
-    who = torch.zeros_like(best, dtype=torch.long).scatter_reduce(0, place[wins], track, "amax").view(b, t, h * w)
-    moved = torch.where(tracks.visible[..., None], tracks.xy, 0) - origin.nan_to_num()[:, None]         # [B, T, N, 2]
-    moved = moved.gather(2, who[..., None].expand(-1, -1, -1, 2)) if n else moved.new_zeros(b, t, h * w, 2)
-    covered = (best > 1e-3).view(b, t, h * w)
-    row, column = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-    source = torch.stack([column, row], dim=-1).view(h * w, 2) - moved / geometry.stride        # in cells, centres whole
-    corner = source.floor()
-    parts, weights = [], []
-    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        x, y = (corner + torch.tensor([dx, dy], device=device)).unbind(-1)
-        weight = (1 - (source[..., 0] - x).abs()) * (1 - (source[..., 1] - y).abs())
-        weight = weight * ((x >= 0) & (x < w) & (y >= 0) & (y < h) & covered)
-        at = (y.clamp(0, h - 1) * w + x.clamp(0, w - 1)).long().flatten(1)                      # [B, T h w]
-        cell = picture.flatten(2).gather(2, at[:, None].expand(-1, picture.shape[1], -1)).unflatten(2, (t, h * w))
-        parts.append(cell.transpose(1, 2) * weight[:, :, None])
-        weights.append(weight)
-    carried = torch.cat([*parts, torch.stack([*weights, best.view(b, t, h * w)], dim=2)], dim=2)
-    return carried.unflatten(3, (h, w))
+    known = tracks.visible & tracks.xy.isfinite().all(-1) & origin.isfinite().all(-1)[:, None]
+    xy = torch.where(known[..., None], tracks.xy, 1e4).float()
+    moved = torch.where(known[..., None], tracks.xy - origin[:, None], 0.).float()                  # [B, T, N, 2]
+    rows, columns = torch.meshgrid(*(torch.arange(size, device=device) + 0.5 for size in (height, width)), indexing="ij")
+    size, frames, near = xy.new_tensor([width, height]), [], []
+    for i in range(b):                                                          # clip by clip: [T, M, N] is large
+        if n:
+            distance, who = torch.cdist(centres.expand(t, -1, -1), xy[i]).min(dim=-1)               # [T, M]
+            with_it = moved[i].gather(1, who[..., None].expand(-1, -1, 2)) * (distance < reach)[..., None]
+        else:
+            distance, with_it = xy.new_full((t, len(centres)), reach), xy.new_zeros(t, len(centres), 2)
+        way = with_it.unflatten(1, (len(y), len(x))).repeat_interleave(block, 1).repeat_interleave(block, 2)
+        source = torch.stack([columns, rows], dim=-1) - way[:, :height, :width]                     # [T, H, W, 2]
+        frames.append(F.grid_sample(picture[i].expand(t, -1, -1, -1), source * 2 / size - 1, padding_mode="border",
+                                    align_corners=False))
+        near.append((1 - distance / reach).clamp_min(0).unflatten(1, (len(y), len(x))))
+    return torch.stack(frames), torch.stack(near)
+
+
+def carry(tracks: Tracks, picture: Tensor, encode, geometry: Geometry, start: bool = True) -> Tensor:
+    """What the tracks carry of the given picture, as latents: picture [B, 3, H, W] -> [B, F, C + 4, h, w].
+
+    The picture is moved (`warp`, one and a half cells far) and encoded, four pixel frames at a time (`encode`: [B, 4 F, 3,
+    H, W] -> [B, F, C, h, w]); then, for each of the four, how near tracks are. Zero where no track is near. start: see
+    `TrackHead`. After Wan-Move (2512.08765), which copies latents: latents move in steps of a cell, pixels do not.
+    """
+    reach, repeat = 1.5 * geometry.stride, (geometry.time_stride - 1) * start
+    frames, near = warp(tracks, picture, reach)
+    near = F.adaptive_avg_pool2d(near, geometry.latent_size)                                        # [B, T, h, w]
+    frames, near = (torch.cat([x[:, :1].expand(-1, repeat, *x.shape[2:]), x], dim=1) for x in (frames, near))
+    near = near.unflatten(1, (-1, geometry.time_stride))                                            # [B, F, 4, h, w]
+    if not near.any():
+        encode = lambda frames: frames.new_zeros(*near.shape[:2], 1, *near.shape[3:])
+    latents = encode(frames)
+    return torch.cat([latents * (near > 0).any(dim=2, keepdim=True), near], dim=2)
 
 
 def drawn(tracks: Tracks, geometry: Geometry, radius: int = 1) -> Tensor:
@@ -150,7 +161,7 @@ class TrackHead(nn.Module):
     """Four pixel frames of stamps in the channels of one latent frame, then 1x1x1 convolutions. MotionStream, Fig. 2.
 
     No biases (but for WanTrack's): where nothing is drawn, the map is exactly zero. With `config.carry`, what the tracks
-    carry of the picture follows in further channels, four pixel frames of it side by side.
+    carry of the picture (`carry`) follows in further channels.
     """
 
     def __init__(self, config: TrackConfig, geometry: Geometry):
@@ -160,8 +171,8 @@ class TrackHead(nn.Module):
         widths = [packed, config.hidden, config.channels] if config.hidden else [packed, config.channels]
         self.convs = nn.ModuleList(nn.Conv3d(a, b, 1, bias=config.bias) for a, b in zip(widths, widths[1:]))
 
-    def forward(self, tracks: Tracks, start: bool = True, picture: Tensor | None = None) -> Tensor:
-        """Tracks over T pixel frames, and the given picture's latents [B, C, h, w] -> [B, F, config.width(4), h, w].
+    def forward(self, tracks: Tracks, start: bool = True, carried: Tensor | None = None) -> Tensor:
+        """Tracks over T pixel frames, and what they carry (None: nothing) -> [B, F, config.width(4), h, w].
 
         start: the video begins here, T = 1 + 4 (F - 1) and frame 0 is repeated to fill its four; else T = 4 F.
         Each latent frame depends on its own four pixel frames only, so a chunk needs no look-ahead.
@@ -179,20 +190,14 @@ class TrackHead(nn.Module):
         for layer in rest:
             x = F.linear(x if self.config.linear else F.silu(x), layer.weight.flatten(1), layer.bias)
         x = x.permute(0, 1, 4, 2, 3)                                    # [B, F, channels, h, w]
-        return torch.cat([x, self._carried(tracks, picture, sub - 1 if start else 0).to(x)], 2) if self.config.carry else x
-
-    def _carried(self, tracks: Tracks, picture: Tensor | None, repeat: int) -> Tensor:
-        """`carry`, sub-frame by sub-frame in the channels: [B, F, 4 (4 C + 5), h, w]; zeros without a picture."""
-        sub, (h, w) = self.geometry.time_stride, self.geometry.latent_size
-        b, t = tracks.visible.shape[:2]
-        if picture is None:
-            return tracks.xy.new_zeros(b, (t + repeat) // sub, self.config.width(sub) - self.config.channels, h, w)
-        if picture.shape[1:] != (self.config.carry, h, w):
-            raise ValueError(f"a picture to be carried came as latents {list(picture.shape)}, but these tracks take along "
-                             f"{[b, self.config.carry, h, w]}")
-        carried = carry(tracks, picture.float().expand(b, -1, -1, -1), self.geometry)
-        carried = torch.cat([carried[:, :1].expand(-1, repeat, -1, -1, -1), carried], dim=1)
-        return carried.unflatten(1, (-1, sub)).flatten(2, 3)
+        if not self.config.carry:
+            return x
+        wanted = [*x.shape[:2], self.config.width(sub) - self.config.channels, *x.shape[3:]]
+        if carried is None:
+            carried = x.new_zeros(wanted)
+        if list(carried.shape) != wanted:
+            raise ValueError(f"what the tracks carry came as {list(carried.shape)}, but these tracks ask for {wanted}")
+        return torch.cat([x, carried.to(x)], dim=2)
 
     def _packed(self, tracks: Tracks, repeat: int) -> Tensor:
         """`splat`, written straight into the layout that the first convolution reads."""

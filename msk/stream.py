@@ -110,7 +110,8 @@ class Stream:
         """Begin a new video; what is not given stays as it was."""
         if image is not None or not hasattr(self, "_picture"):
             self.image = image
-            self._picture = self.kit.encode_image(image) if image is not None else None
+            self._pixels = self.kit.pixels(image) if image is not None else None
+            self._picture = self.kit.encode_image(self._pixels) if image is not None else None
             self._clip = self.kit.encode_clip(image)
         self.prompt = self.prompt if prompt is None else prompt
         self.seed = self.seed if seed is None else seed
@@ -139,7 +140,7 @@ class Stream:
             tracks = Tracks.empty(1, wanted)
         self.settle()
         began = perf_counter()
-        motion = kit.motion(self._told(tracks), self._picture, start=self.index == 0) if tracks is not None else None
+        motion = kit.motion(self._told(tracks), self._pixels, start=self.index == 0) if tracks is not None else None
         (h, w), channels = kit.geometry.latent_size, kit.dit.config.latent_channels
         start, stop = self.config.span(self.index)
         noise = draw(torch.empty(1, stop - start, channels, h, w, device=kit.device), self._generator)

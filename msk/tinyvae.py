@@ -31,6 +31,11 @@ class MemBlock(nn.Module):
         return torch.relu(self.conv(torch.cat([x, before], dim=1)) + x)
 
 
+def remembering(n: int, count: int, after_relu: bool = False) -> list[nn.Module]:
+    """`count` memory blocks; where there are none, what each of them ends with: a ReLU."""
+    return [MemBlock(n) for _ in range(count)] or ([] if after_relu else [nn.ReLU()])
+
+
 class Pool(nn.Module):
     """`times` frames become one."""
 
@@ -66,15 +71,16 @@ class TinyVAE(nn.Module):
         super().__init__()
         c = self.config = config
         pixels, n = 3 * c.pixel_shuffle**2, c.encoder_width
+        encoder_blocks, decoder_blocks = c.stages
         encoder = [conv(pixels, n), nn.ReLU()]
-        for times, space in zip(reversed(c.times), reversed(c.spaces)):
-            encoder += [Pool(n, times), conv(n, n, bias=False, stride=space), *(MemBlock(n) for _ in range(c.blocks))]
+        for times, space, count in zip(reversed(c.times), reversed(c.spaces), encoder_blocks):
+            encoder += [Pool(n, times), conv(n, n, bias=not count, stride=space), *remembering(n, count)]
         self.encoder = nn.Sequential(*encoder, conv(n, c.latent_channels))
         widths = c.decoder_widths
         decoder = [Clamp(), conv(c.latent_channels, widths[0]), nn.ReLU()]
-        for n_in, n_out, times, space in zip(widths, widths[1:], c.times, c.spaces):
-            decoder += [*(MemBlock(n_in) for _ in range(c.blocks)), nn.Identity(), Grow(n_in, times, space),
-                        conv(n_in, n_out, bias=False)]
+        for i, (times, space, count) in enumerate(zip(c.times, c.spaces, decoder_blocks)):
+            decoder += [*remembering(widths[i], count, after_relu=i == 0), nn.Identity(), Grow(widths[i], times, space),
+                        conv(widths[i], widths[i + 1], bias=not all(decoder_blocks))]
         self.decoder = nn.Sequential(*decoder, nn.ReLU(), conv(widths[-1], pixels))
         nn.init.constant_(self.decoder[-1].bias, 0.5)                   # grey
         self.register_buffer("mean", torch.zeros(c.latent_channels))    # of the encoder's output, over data
@@ -83,7 +89,7 @@ class TinyVAE(nn.Module):
     @property
     def forgets(self) -> int:
         """Latent frames after which the encoder knows nothing more of a picture: each memory block looks back by one."""
-        return 2 + self.config.blocks * len(self.config.times)
+        return 2 + sum(self.config.stages[0])
 
     def encode(self, frames: Tensor) -> Tensor:
         """frames [B, T, 3, H, W] in [0, 1], T = 1 + 4 (F - 1) -> latents [B, F, C, h, w], about unit variance.
@@ -99,6 +105,12 @@ class TinyVAE(nn.Module):
         else:
             x = torch.cat([frames[:, :1].expand(-1, extra, -1, -1, -1), frames], dim=1)
         return (self.encode_groups(x) - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+    def encode_alone(self, frames: Tensor) -> Tensor:
+        """frames [B, 4 F, 3, H, W] -> latents [B, F, C, h, w], each group of four as if nothing had been before it."""
+        groups = frames.unflatten(1, (-1, self.config.time_stride)).flatten(0, 1)
+        x = (self.encode_groups(groups) - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        return x.unflatten(0, (len(frames), -1)).squeeze(2)
 
     def encode_groups(self, frames: Tensor) -> Tensor:
         """frames [B, 4 F, 3, H, W] -> latents [B, F, C, h, w] as the last layer gives them."""

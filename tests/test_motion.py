@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from msk.config import PRESETS, Geometry, TrackConfig
-from msk.motion import TrackHead, carry, draw_ids, embed_ids, splat
+from msk.motion import TrackHead, carry, draw_ids, embed_ids, splat, warp
 from msk.tracks import Tracks
 
 G = Geometry(32, 48)                # 4 x 6 cells
@@ -174,78 +175,101 @@ def test_frames_that_fill_no_latent_frame_are_refused():
 
 # -- what tracks carry of the picture ----------------------------------------------------------------------------------
 
-def plain_carry(tracks, picture):
-    """Cell by cell, as the docstring says."""
-    (b, t, n, _), c = tracks.xy.shape, picture.shape[1]
-    out = torch.zeros(b, t, 4 * c + 5, 4, 6)
+def noise_picture(batch=1, seed=1):
+    return torch.rand(batch, 3, G.height, G.width, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_warp(tracks, picture, reach):
+    """Block by block, and pixel by pixel with whole-pixel motion, as the docstring says."""
+    b, t, n, _ = tracks.xy.shape
+    frames = picture[:, None].repeat(1, t, 1, 1, 1)
+    near = torch.zeros(b, t, 8, 12)
     for i in range(b):
         for f in range(t):
-            for row in range(4):
-                for column in range(6):
-                    best, winner = 1e-3, None
+            for row in range(8):
+                for column in range(12):
+                    best, winner = reach, None
                     for j in range(n):
-                        x, y = (tracks.xy[i, f, j] / 8 - 0.5).tolist()
-                        inside = 0 <= x + 0.5 < 6 and 0 <= y + 0.5 < 4
-                        near = max(0, 1 - abs(x - column)) * max(0, 1 - abs(y - row))
-                        if tracks.visible[i, f, j] and inside and tracks.visible[i, 0, j] and near >= best:
-                            best, winner = near, j
+                        if tracks.visible[i, f, j] and tracks.visible[i, 0, j]:
+                            x, y = tracks.xy[i, f, j].tolist()
+                            distance = ((x - 4 * column - 2) ** 2 + (y - 4 * row - 2) ** 2) ** 0.5
+                            if distance < best:
+                                best, winner = distance, j
                     if winner is None:
                         continue
-                    dx, dy = ((tracks.xy[i, f, winner] - tracks.xy[i, 0, winner]) / 8).tolist()
-                    left, top = int((column - dx) // 1), int((row - dy) // 1)
-                    for k, (x, y) in enumerate([(left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)]):
-                        weight = (1 - abs(column - dx - x)) * (1 - abs(row - dy - y))
-                        if 0 <= x < 6 and 0 <= y < 4:
-                            out[i, f, k * c:(k + 1) * c, row, column] = weight * picture[i, :, y, x]
-                            out[i, f, 4 * c + k, row, column] = weight
-                    out[i, f, -1, row, column] = best
-    return out
+                    near[i, f, row, column] = 1 - best / reach
+                    dx, dy = (tracks.xy[i, f, winner] - tracks.xy[i, 0, winner]).round().int().tolist()
+                    for y in range(4 * row, 4 * row + 4):
+                        for x in range(4 * column, 4 * column + 4):
+                            frames[i, f, :, y, x] = picture[i, :, min(max(y - dy, 0), 31), min(max(x - dx, 0), 47)]
+    return frames, near
 
 
-def test_a_cell_goes_with_the_track_nearest_to_its_centre(close):
-    tracks, picture = some(frames=5, count=12), torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(1))
-    close(carry(tracks, picture, G), plain_carry(tracks, picture))
+def test_a_block_of_pixels_goes_with_the_track_nearest_to_its_centre(close):
+    tracks, picture = some(frames=3, count=12), noise_picture(2)
+    start = tracks.xy[:, :1]
+    tracks = Tracks(start + (tracks.xy - start).round(), tracks.visible, tracks.ids)
+    for got, plain in zip(warp(tracks, picture, 12.), plain_warp(tracks, picture, 12.), strict=True):
+        close(got, plain, atol=1e-4)
 
 
-def test_what_has_not_moved_is_carried_as_it_is(close):
-    picture = torch.randn(1, 3, 4, 6, generator=torch.Generator().manual_seed(2))
-    still = carry(Tracks.grid(G, 8, frames=3), picture, G)                     # a point on every centre
-    close(still[:, :, :3], picture[:, None].expand(-1, 3, -1, -1, -1))
-    assert (still[:, :, 3:12] == 0).all() and (still[:, :, -1] == 1).all()
+def test_a_picture_whose_points_all_move_alike_moves_with_them(close):
+    picture, tracks = noise_picture(), Tracks.grid(G, 8, frames=2)
+    tracks.xy[:, 1] += torch.tensor([16.0, -8.0])
+    frames, near = warp(tracks, picture, 12.)
+    close(frames[:, 0], picture)
+    close(frames[:, 1, :, :24, 16:], picture[..., 8:, :32], atol=1e-4)
+    assert (near[:, 0] > 0.7).all() and (near[:, 1, :, :2] == 0).all()         # nobody went to the left edge
 
 
-def test_whole_cells_move_whole(close):
-    picture = torch.randn(1, 3, 4, 6, generator=torch.Generator().manual_seed(3))
+def test_half_a_pixel_is_half_a_pixel(close):
+    ramp = (torch.arange(48) / 48).expand(1, 3, 32, 48)
     tracks = Tracks.grid(G, 8, frames=2)
-    tracks.xy[:, 1] += torch.tensor([16.0, -8.0])                              # two cells right, one up
-    moved = carry(tracks, picture, G)[:, 1]
-    close(moved[:, :3, :3, 2:], picture[:, :, 1:, :4])
-    assert (moved[:, :, 3] == 0).all() and (moved[:, :, :, :2] == 0).all()     # nobody went there
+    tracks.xy[:, 1, :, 0] += 0.5
+    close(warp(tracks, ramp, 12.)[0][:, 1, :, :, 1:], ramp[..., 1:] - 0.5 / 48, atol=1e-5)
 
 
-def test_a_track_that_does_not_know_its_origin_carries_nothing():
-    picture = torch.ones(1, 3, 4, 6)
-    late = at([20.0, 12.0], frames=4).hide(slice(0, 1))
-    assert (carry(late, picture, G) == 0).all()
+def test_a_track_that_does_not_know_its_origin_carries_nothing(close):
+    picture, late = noise_picture(), at([20.0, 12.0], frames=4).hide(slice(0, 1))
+    frames, near = warp(late, picture, 12.)
+    assert torch.equal(frames[0, 3], frames[0, 0]) and not near.any()
     told = Tracks(late.xy, late.visible, late.ids, torch.tensor([[[4.0, 4.0]]]))
-    assert (carry(told, picture, G)[:, 1:, -1] > 0).any() and (carry(told, picture, G)[:, 0] == 0).all()
+    frames, near = warp(told, picture, 12.)
+    assert near[:, 1:].any() and not near[:, 0].any()
+    close(frames[0, 1, :, 10:14, 18:22], picture[0, :, 2:6, 2:6], atol=1e-4)
+
+
+def grouped(frames):
+    """An encoder that can be seen through: the mean colour of each cell and group of four."""
+    return F.avg_pool2d(frames.flatten(0, 1), 8).unflatten(0, (len(frames), -1, 4)).mean(dim=2)
+
+
+def test_what_is_carried_is_zero_where_no_track_is_near(close):
+    tracks, picture = at([20.0, 12.0], frames=9), noise_picture()
+    carried = carry(tracks, picture, grouped, G)
+    assert carried.shape == (1, 3, 3 + 4, 4, 6)
+    silent = (carried[:, :, 3:] == 0).all(dim=2)
+    assert silent[..., 5].all() and not silent[:, :, 1, 2].any()
+    assert (carried.transpose(1, 2)[:, :, silent[0]] == 0).all()
+    close(carried[:, :, :3, 1, 2], F.avg_pool2d(picture, 8)[:, None, :, 1, 2].expand(-1, 3, -1), atol=1e-5)
+    assert not carry(tracks.hide(slice(None)), picture, grouped, G).any()
 
 
 def test_the_map_is_ids_then_what_is_carried_and_chunks_make_the_same_of_it(close):
     head = TrackHead(config("bilinear", carry=3), G)
-    tracks, picture = some(frames=9), torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(4))
-    whole = head(tracks, picture=picture)
-    assert whole.shape == (2, 3, 5 + 4 * 17, 4, 6) == (2, 3, head.config.width(4), 4, 6)
+    tracks, picture = some(frames=9), noise_picture(2)
     told = Tracks(tracks.xy, tracks.visible, tracks.ids, tracks.origins())
-    close(torch.cat([head(told.frames(0, 5), picture=picture), head(told.frames(5, 9), start=False, picture=picture)], 1),
-          whole)
-    carried = carry(tracks, picture, G)
-    close(whole[:, 0, 5:].unflatten(1, (4, 17)), carried[:, :1].expand(-1, 4, -1, -1, -1))
-    close(whole[:, 2, 5:].unflatten(1, (4, 17)), carried[:, 5:9])
+
+    def read(tracks, start=True):
+        return head(tracks, start, carry(tracks, picture, grouped, G, start))
+
+    whole = read(tracks)
+    assert whole.shape == (2, 3, 5 + 3 + 4, 4, 6) == (2, 3, head.config.width(4), 4, 6)
+    close(torch.cat([read(told.frames(0, 5)), read(told.frames(5, 9), start=False)], dim=1), whole)
     close(head(tracks)[:, :, :5], whole[:, :, :5])
     assert (head(tracks)[:, :, 5:] == 0).all()
-    with pytest.raises(ValueError, match=r"latents \[2, 4, 4, 6\], but these tracks take along \[2, 3, 4, 6\]"):
-        head(tracks, picture=torch.zeros(2, 4, 4, 6))
+    with pytest.raises(ValueError, match=r"came as \[2, 3, 8, 4, 6\], but these tracks ask for \[2, 3, 7, 4, 6\]"):
+        head(tracks, carried=torch.zeros(2, 3, 8, 4, 6))
 
 
 def test_drawn_tracks_have_a_colour_each_and_hidden_ones_none():

@@ -140,7 +140,7 @@ def test_masking_hides_everything_for_a_run_of_latent_frames_but_never_the_first
 
 
 def test_a_pool_renews_itself_and_hands_out_the_first_frame(kit):
-    pool = Pool(TOY, kit.vae.encode, capacity=6, candidates=24, frames=21)
+    pool = Pool(TOY, kit.vae, capacity=6, candidates=24, frames=21)
     pool.grow(4)
     pool.grow(4)
     batch = pool.draw(5, 6, torch.Generator().manual_seed(0))

@@ -8,17 +8,21 @@ import torch
 from torch import Tensor
 
 from ..config import Preset
-from ..motion import draw_ids
+from ..motion import carry, draw_ids
+from ..tinyvae import TinyVAE
 from ..tracks import Tracks
 from ..world import HELD_OUT, Scene, World, grid_points
+from .loop import autocast
 
 
 @dataclass(frozen=True)
 class Batch:
-    """latents [B, F, C, h, w]; tracks over the same time, already chosen and hidden; prompts ("" where dropped)."""
+    """latents [B, F, C, h, w]; tracks over the same time, already chosen and hidden; prompts ("" where dropped); what the
+    tracks carry of the first frame (`motion.carry`), for models that are told."""
     latents: Tensor
     tracks: Tracks
     prompts: list[str]
+    carried: Tensor | None = None
 
     def given(self, mask_channels: int) -> Tensor:
         """The first frame behind its mask of ones, [B, 1, mask + C, h, w], as `Kit.encode_image` gives it."""
@@ -60,14 +64,15 @@ class Pool:
     Rendering costs as much as training, so each clip is used a few times, with other tracks, noise and cuts each time.
     """
 
-    def __init__(self, preset: Preset, encode: Callable[[Tensor], Tensor], *, capacity: int = 4096, candidates: int = 256,
+    def __init__(self, preset: Preset, vae: TinyVAE, *, capacity: int = 4096, candidates: int = 256,
                  frames: int = 45, level: str = "calm", seed: int = 0, device: str | torch.device = "cpu"):
-        self.preset, self.encode, self.frames, self.device = preset, encode, frames, torch.device(device)
+        self.preset, self.vae, self.frames, self.device = preset, vae, frames, torch.device(device)
         self.world = World(preset.geometry, level)
         self.candidates, self.capacity, self.size, self.made, self.seed = candidates, capacity, 0, 0, seed
         c, (h, w) = preset.vae.latent_channels, preset.geometry.latent_size
         empty = lambda *s, dtype: torch.empty(capacity, *s, dtype=dtype, device=device)
         self.latents = empty(preset.geometry.latent_frames(frames), c, h, w, dtype=torch.float16)
+        self.first = empty(3, preset.geometry.height, preset.geometry.width, dtype=torch.uint8)
         self.xy = empty(frames, candidates, 2, dtype=torch.float16)
         self.visible = empty(frames, candidates, dtype=torch.bool)
         self.layer, self.born = empty(candidates, dtype=torch.int16), empty(candidates, dtype=torch.int16)
@@ -81,7 +86,9 @@ class Pool:
         generator = torch.Generator(device=self.device).manual_seed(seed)
         xy, visible, layer, born = followed(clip.scene, self.candidates, generator)
         at = (torch.arange(count, device=self.device) + self.made) % self.capacity
-        self.latents[at] = self.encode(clip.frames).half()
+        with autocast(self.device):
+            self.latents[at] = self.vae.encode(clip.frames).half()
+        self.first[at] = (clip.frames[:, 0] * 255).round().byte()
         self.xy[at], self.visible[at] = xy.clamp(-999, 999).half(), visible
         self.layer[at], self.born[at] = layer.short(), born.short()
         for i, caption in zip(at.tolist(), clip.captions):
@@ -99,7 +106,11 @@ class Pool:
         tracks = drawn(tracks, self.layer[where], self.born[where], generator, **drawing)
         drop = torch.rand(count, generator=generator) < .1                                          # text dropout
         prompts = ["" if d else self.captions[i] for i, d in zip(at.tolist(), drop.tolist())]
-        return Batch(self.latents[where, :latent_frames].float(), tracks, prompts)
+        carried = None
+        if self.preset.tracks.carry:
+            with autocast(self.device), torch.no_grad():
+                carried = carry(tracks, self.first[where] / 255, self.vae.encode_alone, self.preset.geometry)
+        return Batch(self.latents[where, :latent_frames].float(), tracks, prompts, carried)
 
     def batches(self, count: int, latent_frames: Callable[[], int] | int, fresh: int, seed: int = 0, **drawing
                 ) -> Iterator[Batch]:

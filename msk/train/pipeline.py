@@ -19,11 +19,10 @@ from ..config import Preset
 from ..dit import DiT
 from ..guidance import Condition
 from ..kit import best_device, fill, known, read_weights, save_weights, write_whole
-from ..motion import TrackHead
+from ..motion import TrackHead, carry
 from ..sample import sample
 from ..text import TextEncoder
 from ..tinyvae import TinyVAE
-from ..tracks import Tracks
 from ..world import HELD_OUT, World, grid_points
 from . import dmd, ode
 from . import vae as vae_stage
@@ -115,20 +114,14 @@ def load_dit(preset: Preset, path: Path, device) -> DiT:
 
 
 def make_pool(preset: Preset, out: Path, device, **options) -> Pool:
-    vae = load_vae(preset, out, device)
-
-    def encode(frames: Tensor) -> Tensor:
-        with autocast(device):
-            return vae.encode(frames).float()
-
-    return Pool(preset, encode, device=device, **options)
+    return Pool(preset, load_vae(preset, out, device), device=device, **options)
 
 
 @torch.no_grad()
 def condition(models: Teacher, batch: Batch) -> Condition:
     """A batch as the models are asked to follow it; the encoders are frozen by now."""
     text, null = models.text(batch.prompts), models.text([""] * len(batch.prompts))
-    motion = models.track_head(batch.tracks, picture=batch.latents[:, 0])
+    motion = models.track_head(batch.tracks, carried=batch.carried)
     return Condition(text, motion, batch.given(models.dit.config.mask_channels), null)
 
 
@@ -144,7 +137,8 @@ def preview(preset: Preset, out: Path, models: Teacher, student: DiT | None, nam
     ids = torch.randperm(preset.tracks.max_id, generator=generator)[:tracks.ids.shape[1]].expand(4, -1).to(device)
     with autocast(device):
         latents = vae.encode(clip.frames).float()
-        cond = condition(models, Batch(latents, Tracks(tracks.xy, tracks.visible, ids), clip.captions))
+        carried = carry(tracks, clip.frames[:, 0], vae.encode_alone, geometry) if preset.tracks.carry else None
+        cond = condition(models, Batch(latents, tracks.with_ids(ids), clip.captions, carried))
         noise = torch.randn(latents.shape, generator=generator).to(device)
         if student is None:
             *_, last = sample(models.dit, noise, cond, preset.sample_steps, preset.stream.time_shift, preset.text_scale,

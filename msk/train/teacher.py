@@ -65,7 +65,7 @@ def teacher_loss(models: Teacher, batch: Batch, time_shift: float = 3.0, moving:
     x0 = batch.latents
     t = shift(torch.rand(len(x0), 1, device=x0.device), time_shift).expand(-1, x0.shape[1])          # [B, F]
     noise = torch.randn_like(x0)
-    text, motion = models.text(batch.prompts), models.track_head(batch.tracks, picture=x0[:, 0])
+    text, motion = models.text(batch.prompts), models.track_head(batch.tracks, carried=batch.carried)
     velocity = models.dit(add_noise(x0, noise, t), t, text, motion,
                           batch.given(models.dit.config.mask_channels))
     error = (velocity.float() - (noise - x0)).square()
