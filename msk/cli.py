@@ -129,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--device", help="cpu, cuda, cuda:1; the best there is")
     train.add_argument("--init", metavar="KIT", help="a kit folder to start from; the teacher goes on from its weights")
     train.add_argument("--threads", type=whole, help="CPU threads")
+    train.add_argument("--size", type=whole, help="rows and columns of pixels, in place of the preset's")
 
     command("models", run_models, "every preset: size, memory, disk, licence")
 
@@ -280,7 +281,7 @@ def run_eval(args) -> None:
 def run_train(args) -> None:
     from . import train
     out = train.main(args.stage, args.preset, args.budget, args.out or f"runs/{args.preset}", resume=args.resume,
-                     device=args.device, threads=args.threads, level=args.level, init=args.init)
+                     device=args.device, threads=args.threads, level=args.level, init=args.init, size=args.size)
     print(f"what came out is in {out}")
 
 

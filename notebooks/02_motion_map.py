@@ -241,27 +241,27 @@ viz.curves(share, "tracks in the picture", "share found again", "who is who? (ne
 # ## An addition of ours: the picture travels along
 #
 # The paper's map says *which* point is where, and a transformer of a billion weights looks up in the first frame what
-# that point looks like. Ours has a few million, so its tracks may also carry the latents of the given picture with them
-# (`motion.carry`, after Wan-Move, 2512.08765). No weights in it: each cell takes the latents from where its nearest
-# track began. The big models use ids alone.
+# that point looks like. Ours has a few million, so its tracks may also carry the given picture with them
+# (`motion.carry`; Wan-Move, 2512.08765, carries latents). No weights in it: a block of pixels goes with the track nearest
+# to it, and the moved picture is encoded. The big models use ids alone.
 
 # %%
-from msk.motion import carry
+from msk.motion import carry, warp
 
-print("channels that this kit's tracks carry:", config.carry, "| whole map:", config.width(geometry.time_stride), "channels")
-given = kit.encode_image(clip.frames[:, 0])[:, 0, -kit.dit.config.image_channels:].float()      # [B, C, h, w]
-dense = clip.track(grid_points(geometry, 24, 24)).to(kit.device)
-taken = carry(dense, given, geometry)[:, ::4, :4 * given.shape[1]]          # every fourth frame, the four source cells
-moved = taken.unflatten(2, (4, -1)).sum(dim=2)                              # each came with its bilinear weight
-seen = kit.vae.decode(moved.to(given))[0][0].float().cpu()
+dense, picture = clip.track(grid_points(geometry, 24, 24)), clip.frames[:, 0]
+moved, near = warp(dense, picture, reach=1.5 * geometry.stride)             # [B, T, 3, H, W], [B, T, H / 4, W / 4]
+taken = carry(dense.to(kit.device), kit.pixels(picture), kit.vae.encode_alone, geometry)        # [B, F, C + 4, h, w]
+seen = kit.vae.decode(taken[:, :, :config.carry])[0][0].float().cpu()
+print("channels carried:", taken.shape[2], "| whole map:", config.width(geometry.time_stride))
 
 # %% [markdown]
-# Decoded just like that, without any transformer, it is already a video: good where things only shift, with holes where
-# no track is. Filling the holes and mending the edges is what remains to be done.
+# Without any transformer it is already a video: good where a track is near, wrong where the picture had nothing to
+# take along, what comes into view, and blind to light and weather. That, and a thing that only one point speaks for, is
+# what remains to be learned. Why pixels and not latents? A latent cell is eight pixels wide and shifts only whole.
 
 # %%
-viz.grid([viz.strip(clip.frames[0], count=5, zoom=2), viz.strip(seen, count=5, zoom=2)],
-         ["the true clip", "its first frame, carried"])
+viz.grid([viz.strip(film[0] if film.ndim == 5 else film, count=5, zoom=2) for film in (clip.frames, moved, seen)],
+         ["the true clip", "its first frame, carried", "the same as latents, decoded"])
 
 # %% [markdown]
 # ## The picture

@@ -63,8 +63,9 @@ print("cut and whole agree:", torch.equal(torch.cat(pieces), whole))
 # ## With msk
 #
 # The tiny decoder stacks such blocks, and between them enlarges: twice in rows and columns, twice in time, until one
-# latent frame has become four pixel frames. Its past is a list with one frame for each block. The first latent frame of
-# a video stands for one pixel frame, so there the first three are dropped: 1, then 4, 4, 4, ...
+# latent frame has become four pixel frames. TAEHV has three of them before each step; ours has them only where its training
+# made use of them, before the last. Its past is a list with one frame for each block. The first latent frame of a video
+# stands for one pixel frame, so there the first three are dropped: 1, then 4, 4, 4, ...
 
 # %%
 from msk import viz
@@ -150,8 +151,9 @@ print(f"largest difference over all of them: {worst:.7f}")
 # ### Who uses the memory?
 #
 # How far back a decoder *could* look is a matter of its plan; how far it does look, of its training. Ask each memory
-# block: by how much does your output change if the frame before is taken away? A block that answers 0 has gone to sleep
-# in training, and the way back is shorter by it.
+# block: by how much does your output change if the frame before is taken away? Four more blocks of this decoder, and all
+# six of its encoder, once answered 0: asleep since early in their training, they added a constant. They were folded into
+# the convolutions before them, so that the plan says what is used, and the loop got faster by a third.
 
 # %%
 effect = {}
@@ -255,6 +257,6 @@ viz.grid([*strips, chart], [f"uncut, frames {at - 1} to {at + 2}", "with the pas
 # 2. Hand over the past of *another* clip at the cut. What do you see, and for how long?
 # 3. Decode one latent frame at a time. Is it slower than three at a time, and by how much?
 # 4. Encode the clip from its middle on, `encode(frames[:, at - 1:])`. For how long do its latents differ from the uncut
-#    ones? (Look for the past in `TinyVAE.encode`.)
+#    ones, and why? (Count the memory blocks of the encoder.)
 #
 # Solutions: [solutions/10_tiny_vae.py](solutions/10_tiny_vae.py).

@@ -1,5 +1,6 @@
 """The tiny autoencoder against TAEHV's own tensors, and cut in every way."""
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,24 @@ def test_it_learns_from_frames_beyond_black_and_white():
 def test_frames_that_fill_no_latent_frame_are_refused():
     with pytest.raises(ValueError, match="8 frames do not fill"):
         small().encode(torch.rand(1, 8, 3, 16, 24))
+
+
+def test_a_stage_may_do_without_memory(close):
+    """Then the encoder sees each group of four frames by itself, and only the decoder has a past."""
+    torch.manual_seed(0)
+    config = replace(PRESETS["toy"].vae, blocks=(0, 1, 2), encoder_blocks=0)
+    vae, video = TinyVAE(config).eval().requires_grad_(False), torch.rand(2, 13, 3, 16, 24)
+    assert config.stages == ((0, 0, 0), (0, 1, 2)) and vae.forgets == 2
+    whole = vae.encode(video)
+    close(vae.encode_alone(video[:, 1:]), whole[:, 1:], atol=1e-6)
+    close(vae.encode(video[:, 4:])[:, 1:], whole[:, 2:], atol=1e-6)
+    frames, past = vae.decode(whole)
+    assert len(past) == 3
+    close(by(vae, whole, [1, 2, 1])[0], frames, atol=1e-5)
+
+
+def test_groups_alone_know_nothing_of_what_was_before(close):
+    vae, video = small(), torch.rand(2, 8, 3, 16, 24)                               # with memory, in both halves
+    alone = vae.encode_alone(video)
+    close(alone[:, 1:], vae.encode_alone(video[:, 4:]))
+    assert (alone[:, 1] - vae.encode_groups(video)[:, 1]).abs().max() > 1e-4

@@ -301,10 +301,14 @@ def test_a_teacher_starts_with_heads_that_look_for_the_same_id():
 def test_training_goes_on_from_a_kit(tmp_path):
     for role in ("teacher", "student"):
         Kit.random(TOY, seed=4, role=role).save(tmp_path / "kit")
-    out = main("teacher", TOY, .01, tmp_path / "run", init=tmp_path / "kit", threads=1)
+    out = main("teacher", TOY, .01, tmp_path / "run", init=tmp_path / "kit", threads=1, size=48)
     from msk.weights import read_weights
     before, after = (read_weights(folder / "teacher.safetensors") for folder in (tmp_path / "kit", out))
     moved = max((before[n] - after[n]).abs().max().item() for n in before)
     assert 0 < moved < .05                                              # a step or two away, not another model
     assert torch.equal(read_weights(out / "vae.safetensors")["encoder.0.weight"],
                        read_weights(tmp_path / "kit" / "vae.safetensors")["encoder.0.weight"])
+    geometry = json.loads((out / "config.json").read_text())["geometry"]        # at another size, with the same weights
+    assert (geometry["height"], geometry["width"]) == (48, 48) and TOY.geometry.height == 32
+    with pytest.raises(ValueError, match="40 pixels are not whole tokens of 16: use 32 or 48"):
+        main("teacher", TOY, .01, tmp_path / "other", size=40)

@@ -9,6 +9,7 @@ import ctypes
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -313,15 +314,22 @@ LEAVES = {"vae": "vae", "teacher": "teacher", "causal": "causal", "distill": "st
 
 def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600., out: str | Path = "runs/tiny", *,
          resume: bool = False, device: str | torch.device | None = None, threads: int | None = None,
-         level: str = "calm", init: str | Path | None = None) -> Path:
+         level: str = "calm", init: str | Path | None = None, size: int | None = None) -> Path:
     """Train one stage or all of them for `budget` seconds; the folder `out` becomes a kit that `msk.load(out)` opens.
 
     resume: go on from the checkpoints in `out`, and with "all" skip the stages that are done. level: see `World`.
     init: a kit folder to start from; its parts stand in for stages that were not run here, and the teacher goes on from it.
+    size: rows and columns of pixels, in place of the preset's; weights of another size fit, as nothing in them counts cells.
     """
     if stage not in (*STAGES, "all"):
         raise ValueError(f"stage {stage!r} is not known: use {', '.join(STAGES)} or all")
     preset = known(preset) if isinstance(preset, str) else preset
+    if size is not None:
+        token = preset.geometry.stride * preset.dit.patch[1]
+        if size % token:
+            raise ValueError(f"{size} pixels are not whole tokens of {token}: use {max(1, size // token) * token} or "
+                             f"{(size // token + 1) * token}")
+        preset = replace(preset, geometry=replace(preset.geometry, height=size, width=size))
     if preset.text is None:
         raise ValueError(f"{preset.name} has no text encoder that could be trained here: use tiny or toy")
     out, device = Path(out), torch.device(device) if device is not None else best_device()

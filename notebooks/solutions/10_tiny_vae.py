@@ -31,7 +31,7 @@ def onwards(past):
 apart = onwards([torch.zeros_like(p) for p in past])
 last = (apart > 1 / 255).nonzero()
 rates = torch.tensor([1, *kit.preset.vae.times[:-1]]).cumprod(0)
-reach = sum(kit.preset.vae.blocks / rate for rate in rates.tolist())
+reach = sum(count / rate for count, rate in zip(kit.preset.vae.stages[1], rates.tolist()))
 print(f"visible for {int(last.max()) + 1 if len(last) else 0} pixel frames; could reach {4 * reach:.0f}")
 viz.curves({"largest difference": apart}, "pixel frames after the cut", "of 1", "a forgotten past", log=True)
 
@@ -62,8 +62,8 @@ for size in (1, 3, 12):
     print(f"{size:2} latent frames at a time: {1000 * seconds(size) / 45:.2f} ms a frame on {kit.device}")
 
 # %% [markdown]
-# 4. `encode` begins its memory with zeros and hands none out: it is called on whole clips in training, and on one picture in
-#    a stream. After the seam its latents differ for as long as its memory blocks look back, and not at all if they sleep.
+# 4. Not at all, from the second latent on: this encoder has no memory block, so it sees each group of four frames by itself.
+#    One with memory would have to be handed its past, as the decoder is.
 
 # %%
 half = kit.vae.encode(clip.frames[:, at - 1:].to(kit.device))[:, 1:]        # its first latent is one frame, as always
