@@ -114,8 +114,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = command("eval", run_eval, "measure quality on held-out clips")
     model(evaluate)
-    evaluate.add_argument("--suite", default="world", choices=["world"])
-    evaluate.add_argument("--clips", type=whole, default=64)
+    evaluate.add_argument("--suite", default="world", choices=["world", "hands", "text"],
+                          help="dense tracks of whole clips; what hands do; whether the prompt is heard")
+    evaluate.add_argument("--clips", type=whole, help="how many; for hands and text, of each case (64; 8)")
+    evaluate.add_argument("--frames", type=whole, help="of the long play in the suite hands; ten chunks")
+    evaluate.add_argument("--strips", metavar="DIR", help="a film strip for each case of the suites hands and text")
     evaluate.add_argument("--level", default="calm", choices=["calm", "full"], help="how wild the drawn world is")
     evaluate.add_argument("--json", metavar="F", help="write the figures there too")
 
@@ -274,8 +277,18 @@ def run_bench(args) -> None:
 
 
 def run_eval(args) -> None:
-    from . import evaluate
-    evaluate.run(args.suite, args.model, args.clips, json_path=args.json, level=args.level, device=args.device)
+    from . import evaluate, hands, words
+    both = dict(json_path=args.json, level=args.level, device=args.device)
+    if args.frames and args.suite != "hands":
+        raise ValueError(f"--frames is for the long play of --suite hands, and {args.suite} has none: leave it out")
+    if args.suite == "hands":
+        hands.run(args.model, args.clips or 8, long=args.frames, strips=args.strips, **both)
+    elif args.suite == "text":
+        words.run(args.model, args.clips or 8, strips=args.strips, **both)
+    elif args.strips:
+        raise ValueError("--strips is for the suites hands and text, and world draws none: leave it out")
+    else:
+        evaluate.run(args.suite, args.model, args.clips or 64, **both)
 
 
 def run_train(args) -> None:

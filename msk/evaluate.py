@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -175,12 +176,11 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
     second row, `student_sparse`: 1 to 20 points as drawn by hand, measured at these points alone.
     """
     if suite != "world":
-        raise ValueError(f"no suite called {suite!r}: use 'world'")
+        raise ValueError(f"no suite called {suite!r} here: use 'world'; hands.run and words.run are the two others")
     unknown = sorted(set(roles) - set(ROLES))
     if unknown:
         raise ValueError(f"nothing plays the role of {', '.join(unknown)}: use some of {', '.join(ROLES)}")
-    if seed < HELD_OUT:
-        raise ValueError(f"seed {seed} is one that training may have seen: held-out clips begin at {HELD_OUT}")
+    held_out(seed)
     student = model if isinstance(model, Kit) else load(model, "student" if set(roles) != {"teacher"} else "teacher", device)
     kits = {"student": student, "teacher": teacher}
     if "teacher" in roles and teacher is None:
@@ -192,30 +192,21 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
     world = World(geometry, level)
     names = [name for role in ROLES if role in roles for name in (role, *(["student_sparse"] * (role == "student")))]
     rows = {name: Row(geometry.width) for name in names}
-    report = dict(suite=suite, model=student.name, level=level, command=" ".join(["msk", *sys.argv[1:]]),
-                  device=str(student.device), dtype=str(student.dtype).removeprefix("torch."), torch=torch.__version__,
-                  revision=_revision(student, kits["teacher"] if "teacher" in roles else None), height=geometry.height,
-                  width=geometry.width, frames=frames, grid=grid, clip_seeds=[], complete=False)
-    bar = tqdm(total=clips * len(names), desc=f"eval {student.name}", unit="clip", disable=quiet)
-    try:
+    used = [student, *([kits["teacher"]] if "teacher" in roles else [])]
+    report = header(suite, *used, level=level, frames=frames, grid=grid, clip_seeds=[])
+
+    def rounds(bar):
         for start in range(0, clips, batch):
             seeds = list(range(seed + start, seed + min(clips, start + batch)))
             measured = _batch(world, seeds, frames, grid, kits, names, bar)
             for name, parts in measured.items():
                 rows[name].add(*parts)
             report["clip_seeds"] += seeds
-            report["complete"] = start + batch >= clips
             report["rows"] = {name: row.summary() for name, row in rows.items()}
-            _write(json_path, report)
-    except KeyboardInterrupt:
-        bar.write(f"stopped after {len(report['clip_seeds'])} of {clips} clips; what was measured is kept")
-    finally:
-        bar.close()
-    report.setdefault("rows", {name: row.summary() for name, row in rows.items()})
-    _write(json_path, report)
-    if not quiet:
-        print(table(report))
-    return report
+            yield
+
+    report["rows"] = {name: row.summary() for name, row in rows.items()}
+    return keep(report, rounds, clips * len(names), json_path, table, quiet)
 
 
 def _batch(world: World, seeds: list[int], frames: int, grid: int, kits: dict, names: list[str], bar) -> dict:
@@ -280,6 +271,39 @@ def _sparse(asked: Tracks, g: torch.Generator) -> Tracks:
 
 # --- reporting ------------------------------------------------------------------------------------------------------
 
+def held_out(seed: int) -> None:
+    if seed < HELD_OUT:
+        raise ValueError(f"seed {seed} is one that training may have seen: held-out clips begin at {HELD_OUT}")
+
+
+def header(suite: str, kit: Kit, *others: Kit, **more) -> dict:
+    """What every report opens with: which suite, which weights, asked by which command, computed on what."""
+    return dict(suite=suite, model=kit.name, command=" ".join(["msk", *sys.argv[1:]]), device=str(kit.device),
+                dtype=str(kit.dtype).removeprefix("torch."), torch=torch.__version__, revision=_revision(kit, *others),
+                height=kit.geometry.height, width=kit.geometry.width, **more, complete=False)
+
+
+def keep(report: dict, rounds: Callable[[tqdm], Iterator], clips: int, json_path, table: Callable[[dict], str],
+         quiet: bool) -> dict:
+    """Go through the rounds of a suite, each of which adds to the report, and print the table.
+
+    rounds: takes the progress bar, which counts to `clips`. Written after each round; an interrupt keeps what was measured.
+    """
+    bar = tqdm(total=clips, desc=f"eval {report['model']}", unit="clip", disable=quiet)
+    try:
+        for _ in rounds(bar):
+            _write(json_path, report)
+        report["complete"] = True
+    except KeyboardInterrupt:
+        bar.write(f"stopped after {bar.n} of {clips} clips; what was measured is kept")
+    finally:
+        bar.close()
+    _write(json_path, report)
+    if not quiet:
+        print(table(report))
+    return report
+
+
 def table(report: dict) -> str:
     """The rows as people read them."""
     lines = [f"{report['model']} on {report['suite']} ({report['level']}), {len(report['clip_seeds'])} held-out clips of "
@@ -292,18 +316,23 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
+def save_strip(picture, folder, name: str) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    picture.save(Path(folder) / f"{name}.png")
+
+
 def _write(path, report: dict) -> None:
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(path), (json.dumps(report, indent=2) + "\n").encode())
 
 
-def _revision(*kits: Kit | None) -> str:
+def _revision(*kits: Kit) -> str:
     """A short name for these very weights."""
     import hashlib
     digest = hashlib.sha256()
     for kit in kits:
-        for module in kit.modules().values() if kit is not None else ():
+        for module in kit.modules().values():
             for name, x in module.state_dict().items():
                 digest.update(name.encode())
                 digest.update(x.detach().float().cpu().numpy().tobytes())

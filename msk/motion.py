@@ -132,9 +132,7 @@ def carry(tracks: Tracks, picture: Tensor, encode, geometry: Geometry, start: bo
     near = F.adaptive_avg_pool2d(near, geometry.latent_size)                                        # [B, T, h, w]
     frames, near = (torch.cat([x[:, :1].expand(-1, repeat, *x.shape[2:]), x], dim=1) for x in (frames, near))
     near = near.unflatten(1, (-1, geometry.time_stride))                                            # [B, F, 4, h, w]
-    if not near.any():
-        encode = lambda frames: frames.new_zeros(*near.shape[:2], 1, *near.shape[3:])
-    latents = encode(frames)
+    latents = encode(frames if near.any() else frames[:1, :geometry.time_stride])      # none near: zeros in as many channels
     return torch.cat([latents * (near > 0).any(dim=2, keepdim=True), near], dim=2)
 
 

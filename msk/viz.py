@@ -71,15 +71,16 @@ def side_by_side(*clips: Tensor) -> Tensor:
     return torch.cat(parts[1:], dim=-1)
 
 
-def draw_tracks(frames: Tensor, tracks: Tracks, trail: int = 12, radius: float = 1.5, zoom: int = 1) -> Tensor:
+def draw_tracks(frames: Tensor, tracks: Tracks, trail: int = 12, radius: float = 1.5, zoom: int = 1,
+                colours: Sequence[str] = COLOURS[:6]) -> Tensor:
     """Frames with each track's dot and the way it came; a hidden track is not drawn.
 
     frames [T, 3, H, W] or [B, T, 3, H, W], in [0, 1] -> the same shape, H and W times zoom. trail: pixel frames that a
-    path stays.
+    path stays. colours: of the tracks, in turn.
     """
     if frames.ndim == 5:
         return torch.stack([draw_tracks(f, Tracks(tracks.xy[b:b + 1], tracks.visible[b:b + 1], tracks.ids[b:b + 1]),
-                                        trail, radius, zoom) for b, f in enumerate(frames)])
+                                        trail, radius, zoom, colours) for b, f in enumerate(frames)])
     xy, visible, radius = zoom * tracks.xy[0].cpu(), tracks.visible[0].cpu(), zoom * radius
     if len(xy) != len(frames):
         raise ValueError(f"tracks over {len(xy)} frames came for a clip of {len(frames)}: resample({len(frames)}) them")
@@ -91,7 +92,7 @@ def draw_tracks(frames: Tensor, tracks: Tracks, trail: int = 12, radius: float =
         large = Image.new("RGBA", (picture.width * over, picture.height * over))
         pen = ImageDraw.Draw(large)
         for n in range(xy.shape[1]):
-            colour = COLOURS[n % 6]
+            colour = colours[n % len(colours)]
             for s in range(max(1, t - trail + 1), t + 1):
                 if visible[s - 1, n] and visible[s, n]:
                     pen.line([tuple((xy[s - 1, n] * over).tolist()), tuple((xy[s, n] * over).tolist())], colour, over)

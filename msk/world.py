@@ -270,6 +270,10 @@ class Scene:
         """The scenes [start, stop) alone."""
         return replace(self, **{f.name: getattr(self, f.name)[start:stop] for f in fields(self) if f.name != "geometry"})
 
+    def quiet(self) -> Scene:
+        """The same things on the same paths, seen by a still camera, and no event."""
+        return replace(self, pan=0 * self.pan, roll=0 * self.roll, zoom=torch.ones_like(self.zoom), event=0 * self.event)
+
     def _places(self) -> tuple[Tensor, Tensor, Tensor]:
         """Where each layer stands on the screen: scale and angle [B, T, K + 1], offset [B, T, K + 1, 2].
 
@@ -531,6 +535,11 @@ class World:
             tail = [w for w in (events[event[b]], "camera moves" if moving[b] else "") if w]
             captions.append(", ".join([f"{things} {over}", *tail]))
         return captions
+
+
+def plain(caption: str) -> str:
+    """What the caption of a scene says is seen: neither the event nor the camera."""
+    return caption.split(",")[0]
 
 
 def grid_points(geometry: Geometry, rows: int, columns: int, count: int = 1, jitter: float = 0.,

@@ -25,6 +25,9 @@ MAY = {
     "checkpoints": {"config", "dit", "motion", "tinyvae", "weights"},
     "encoders": {"tinyvae", "weights", "kit", "checkpoints"},
     "wan": ROUTE | SIDE | {"weights", "kit", "checkpoints", "encoders"},     # asked for lazily, by `load`, gives kits back
+    "evaluate": ROUTE | SIDE | {"kit"},
+    "hands": ROUTE | SIDE | {"kit", "evaluate", "generate", "viz"},
+    "words": ROUTE | SIDE | {"kit", "evaluate", "viz"},
 }
 CORE = {"torch", "numpy", "einops", "safetensors", "huggingface_hub", "tqdm", "PIL"}
 
