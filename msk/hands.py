@@ -162,7 +162,7 @@ def takes(world: World, name: str, seed: int, count: int, frames: int, max_id: i
             yield played
         if found == count:
             return
-    raise ValueError(f"{found} of {TRIES * count} scenes can play {name!r} and {count} are wanted: ask for fewer clips")
+    raise ValueError(f"{found} of {TRIES * count} scenes can play {name!r}, {count} are wanted: ask for fewer, or larger")
 
 
 # --- measures -----------------------------------------------------------------------------------------------------
