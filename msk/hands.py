@@ -127,17 +127,15 @@ def take(world: World, case: Case, seed: int, frames: int, max_id: int = 64) -> 
     points = trackers.trackable(clip.frames, clip.track, LOOKED_AT, g)
     points = chosen(points, points.visible[0].any(dim=0).nonzero()[:, 0].tolist())
     size, layer = torch.tensor([geometry.width, geometry.height]), scene.track(points.xy[:, 0])[2][0]
-    on_thing = torch.isin(layer, moved)
-    thing, rest = (chosen(points, on.nonzero()[:POINTS, 0].tolist()) for on in (on_thing, ~on_thing))
-    layer = layer[on_thing][:POINTS]
     handles = []
     for k, start in zip(moved, paths[0]):                               # hands take a thing by its middle
-        away = (thing.xy[0, 0] - (start + 1) / 2 * size).norm(dim=-1)
-        if not (layer == k).any():
+        away = (points.xy[0, 0] - (start + 1) / 2 * size).norm(dim=-1).masked_fill(layer != k, math.inf)
+        if away.isinf().all():
             return None
-        away[layer != k] = math.inf
         handles.append(int(away.argmin()))
-    dragged = chosen(thing, handles)
+    on_thing = torch.isin(layer, moved)
+    thing, rest = (chosen(points, on.nonzero()[:POINTS, 0].tolist()) for on in (on_thing, ~on_thing))
+    dragged = chosen(points, handles)
     on_picture = ((dragged.xy >= 0) & (dragged.xy < size)).all(dim=-1)
     told = replace(dragged, visible=on_picture & (torch.stack(case.told(s), dim=-1) if case.told else True))
     if case.pins:
@@ -162,7 +160,7 @@ def takes(world: World, name: str, seed: int, count: int, frames: int, max_id: i
             yield played
         if found == count:
             return
-    raise ValueError(f"{found} of {TRIES * count} scenes can play {name!r} and {count} are wanted: ask for fewer clips")
+    raise ValueError(f"{found} of {TRIES * count} scenes can play {name!r}, {count} are wanted: ask for fewer, or larger")
 
 
 # --- measures -----------------------------------------------------------------------------------------------------
@@ -177,6 +175,13 @@ def saturation(frames: Tensor) -> Tensor:
     return (frames.amax(dim=-3) - frames.amin(dim=-3)).mean(dim=(-2, -1))
 
 
+def psnr_rest(made: Tensor, truth: Tensor) -> float | None:
+    """Decibels where the truth [1, T, 3, H, W] never changes, the given frame left out; None where it all does."""
+    stays = (truth - truth[:, :1]).abs().amax(dim=(0, 1, 2)) < .01                                          # [H, W]
+    error = (made - truth)[:, 1:, :, stays].square().mean()
+    return -10 * error.clamp_min(1e-10).log10().item() if stays.any() else None
+
+
 @dataclass
 class Score:
     """What was measured of one case so far; spans: the pixel frames [from, to) of its chunks."""
@@ -184,6 +189,7 @@ class Score:
     spans: list[tuple[int, int]]
     rows: dict[str, Row] = field(default_factory=dict)
     chunks: list[tuple[float, int]] = field(default_factory=list)           # distances of the dragged points, how many
+    ground: list[float] = field(default_factory=list)                       # `psnr_rest`
     looks: dict[str, list[float]] = field(default_factory=lambda: dict(sharpness=[], saturation=[]))
     seeds: list[int] = field(default_factory=list)
 
@@ -208,19 +214,23 @@ class Score:
             share = look(made[0]) / look(shot.truth[0]).clamp_min(1e-6)     # of the truth's, which changes too
             first, last = (share[slice(*self.spans[i])].mean().item() for i in (0, -1))
             self.looks[name].append(last / max(first, 1e-6))
+        quiet = psnr_rest(made, shot.truth)
+        self.ground += [quiet] if quiet is not None else []
         self.seeds.append(shot.seed)
 
     def summary(self) -> dict:
-        """`Row.summary` at the dragged points; epe_rel on their whole thing, of the rest and of a still image; the dragged
-        points' epe_rel chunk by chunk; and drift, the last chunk over the first (looks as shares of the truth's)."""
+        """`Row.summary` at the dragged points, and: epe_rel on their whole thing, of the rest, of a still image; psnr of a
+        still image and of the rest, which on quiet grounds has no point to track; the dragged points' epe_rel chunk by
+        chunk; drift, the last chunk over the first (looks as shares of the truth's)."""
         said = {name: row.summary() for name, row in self.rows.items()}
         chunks = [total / count / self.width if count else None for total, count in self.chunks]
-        drift = {name: sum(values) / len(values) if values else None for name, values in self.looks.items()}
+        mean = lambda values: sum(values) / len(values) if values else None
+        drift = {name: mean(values) for name, values in self.looks.items()}
         drift["epe"] = chunks[-1] / chunks[0] if chunks[0] and chunks[-1] is not None else None
         share = {f"epe_rel_{name}": said[name]["epe_rel"] if any(self.rows[name].seen) else None for name in said}
         return dict(said["dragged"], **{name: share[name] for name in ("epe_rel_thing", "epe_rel_rest", "epe_rel_still")},
-                    psnr_still=said["still"]["psnr"], epe_rel_chunks=chunks, drift=drift, frames=self.spans[-1][1],
-                    seeds=self.seeds)
+                    psnr_still=said["still"]["psnr"], psnr_rest=mean(self.ground), epe_rel_chunks=chunks,
+                    drift=drift, frames=self.spans[-1][1], seeds=self.seeds)
 
 
 def spans(kit: Kit, frames: int) -> list[tuple[int, int]]:
@@ -292,12 +302,13 @@ def table(report: dict) -> str:
     lines = [f"{report['model']} under the hand ({report['level']}) at {report['width']}x{report['height']}, "
              f"{report['dtype']} on {report['device']}",
              "EPE / width: at the dragged points, there in a still image, on their whole thing, of the rest",
-             f"{'':<10}{'EPE':>9}{'EPE/W':>9}{'still':>9}{'thing':>9}{'rest':>9}{'PSNR':>8}{'scenes':>8}"]
-    number = lambda x: f"{x:>9.4f}" if x is not None else " " * 9
+             f"{'':<10}{'EPE':>9}{'EPE/W':>9}{'still':>9}{'thing':>9}{'rest':>9}{'PSNR':>8}{'rest':>8}{'scenes':>8}"]
+    number = lambda x, form="9.4f": f"{x:>{form}}" if x is not None else f"{'-':>{form.split('.')[0]}}"
     for name, row in report["rows"].items():
         if row["n"]:
             shares = "".join(number(row[f"epe_rel{what}"]) for what in ("", "_still", "_thing", "_rest"))
-            lines.append(f"{name:<10}{row['epe']:>7.2f}px{shares}{row['psnr']:>8.2f}{row['n']:>8}")
+            ground = number(row["psnr_rest"], "8.2f")
+            lines.append(f"{name:<10}{row['epe']:>7.2f}px{shares}{row['psnr']:>8.2f}{ground}{row['n']:>8}")
     row = report["rows"].get("long")
     if row and row["n"]:
         drift = ", ".join(f"{what} x {row['drift'][what]:.2f}" for what in ("epe", "sharpness", "saturation")
