@@ -71,6 +71,8 @@ class DiTConfig:
     clip_dim: int = 0                                        # width of CLIP features (1280); 0: no image cross-attention
     text_split: bool = False                                 # WanTrack's early teachers: the first 257 words go to the image
                                                              # cross-attention, and CLIP features nowhere
+    pull: int = -1                                           # first motion channel of what the tracks carry, towards which
+                                                             # the answer is pulled (see DiT.pulled); -1: it is not
     base_channels: int = 0                                   # inputs that a base model came with; new ones are summed apart,
                                                              # so that while they are zeros not a bit differs; 0: all
 
@@ -232,7 +234,7 @@ PRESETS: dict[str, Preset] = {p.name: p for p in (
         "tiny", Geometry(96, 96, fps=24),
         DiTConfig(latent_channels=12, motion_channels=48, image_channels=12, mask_channels=1, image_frames="every",
                   inputs=("noise", "motion", "image", "mask"), dim=256, ffn_dim=1024, heads=4, layers=6, text_dim=64,
-                  gelu="none"),
+                  gelu="none", pull=32),
         TrackConfig(channels=32, hidden=64, splat="bilinear", carry=12),
         VAEConfig(latent_channels=12, encoder_width=32, decoder_widths=(96, 64, 32, 32), blocks=(0, 0, 2),
                   encoder_blocks=0, spaces=(2, 2, 1), pixel_shuffle=2),

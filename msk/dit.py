@@ -126,8 +126,11 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x [B, F, S, dim], time [B, F, dim] -> [B, F, S, patch volume * latent channels]."""
+        return self.head(self.read(x, time))
+
+    def read(self, x: Tensor, time: Tensor) -> Tensor:
         shift, scale = (self.modulation + time[:, :, None]).to(x.dtype)[:, :, :, None].unbind(2)
-        return self.head(modulate(self.norm(x), shift, scale))
+        return modulate(self.norm(x), shift, scale)
 
 
 class ImageEmbedding(nn.Module):
@@ -163,6 +166,8 @@ class DiT(nn.Module):
             self.img_emb = ImageEmbedding(c)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.head = Head(c)
+        if c.pull >= 0:
+            self.gate = nn.Linear(c.dim, math.prod(c.patch))
         self.checkpoint = False         # True: recompute each block in the backward pass, to save memory
         self.reset()
 
@@ -178,6 +183,8 @@ class DiT(nn.Module):
             if isinstance(linear, nn.Linear):
                 nn.init.normal_(linear.weight, std=0.02)
         nn.init.zeros_(self.head.head.weight)
+        if self.config.pull >= 0:
+            nn.init.zeros_(self.gate.weight)
 
     def forward(self, latents: Tensor, t: Tensor, text: Tensor | list, motion: Tensor | None = None,
                 image: Tensor | None = None, *, mask: Tensor | None = None, past: list[KV] | None = None,
@@ -192,13 +199,28 @@ class DiT(nn.Module):
         places: of the frames of past and latents in time, if not 0, 1, 2, ...
         """
         x, time, grid, _ = self.trunk(latents, t, text, motion, image, mask, past, clip, places)
-        pt, ph, pw = self.config.patch
-        velocity = rearrange(self.head(x, time), "b f (h w) (p q r c) -> b (f p) c (h q) (w r)",
-                             h=grid[1], w=grid[2], p=pt, q=ph, r=pw).type_as(latents)
+        velocity = self.cells(self.head(x, time), grid).type_as(latents)
+        if self.config.pull >= 0 and motion is not None:
+            velocity = self.pulled(velocity, latents, t, motion, self.gate(self.head.read(x, time)), grid)
         if self.config.image_frames == "clean" and image is not None:               # of the given frame the way is known
             way = (latents[:, :1] - image[:, :1]) / t[:, :1, None, None, None].clamp(min=1e-6)
             velocity = torch.cat([way.type_as(velocity), velocity[:, 1:]], dim=1)
         return velocity
+
+    def cells(self, x: Tensor, grid: Grid) -> Tensor:
+        """[B, F, S, patch volume * C] -> [B, F, C, h, w]"""
+        pt, ph, pw = self.config.patch
+        return rearrange(x, "b f (h w) (p q r c) -> b (f p) c (h q) (w r)", h=grid[1], w=grid[2], p=pt, q=ph, r=pw)
+
+    def pulled(self, velocity: Tensor, latents: Tensor, t: Tensor, motion: Tensor, gate: Tensor, grid: Grid) -> Tensor:
+        """The velocity to a point between the answer, x0 = x_t - t v, and what the tracks carry there: x0 + t g (b - x0).
+
+        A gate g for each cell says how far; near the data, x_t itself knows better. A small transformer need not learn to
+        pass a picture through whole. Nothing is pulled where nothing is carried. Ours: the paper's model has no such path.
+        """
+        carried = motion[:, :, self.config.pull:self.config.pull + self.config.latent_channels].type_as(latents)
+        gate = self.cells(gate, grid).type_as(latents).sigmoid() * (carried != 0).any(dim=2, keepdim=True)
+        return velocity - gate * (carried - latents + t[:, :, None, None, None].type_as(latents) * velocity)
 
     def remember(self, latents: Tensor, text: Tensor | list, motion: Tensor | None = None, image: Tensor | None = None, *,
                  past: list[KV] | None = None, clip: Tensor | None = None, places: Places = None) -> list[KV]:

@@ -261,6 +261,10 @@ def _modules(preset: Preset) -> tuple[DiT, nn.Module, nn.Module, nn.Module | Non
     if preset.dit.motion_channels not in (0, drawn):
         raise ValueError(f"the transformer of {preset.name} reads {preset.dit.motion_channels} channels of motion, but its "
                          f"track head makes {drawn}: change one of them")
+    pull, carried = preset.dit.pull, preset.tracks
+    if pull >= 0 and (pull, preset.dit.latent_channels) != (carried.channels, carried.carry):
+        raise ValueError(f"the transformer of {preset.name} is pulled towards {preset.dit.latent_channels} motion channels "
+                         f"from {pull} on, but its tracks carry {carried.carry} from {carried.channels} on: change one")
     return (DiT(preset.dit), TrackHead(preset.tracks, preset.geometry), TinyVAE(preset.vae),
             TextEncoder(preset.text) if preset.text else None)
 

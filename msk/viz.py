@@ -209,7 +209,9 @@ def loss_curves(losses: dict[str, Sequence[float]], smooth: float = 0.95, title:
         axes.plot(means, color=COLOURS[i % 6], label=name)
     if log and all(v > 0 for values in losses.values() for v in values):
         axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="loss", title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="step", ylabel="loss")
+    axes.set_title(title, fontsize=10)
     axes.legend(frameon=False)
     return _drawn(figure)
 
@@ -323,6 +325,7 @@ def score(tracks: Tracks, size: tuple[int, int], title: str = "") -> Image.Image
     names, colours = ("seen", "hidden within the frame", "outside"), (COLOURS[0], COLOURS[1], "#CCCCCC")
     figure, [[axes]] = _figure(6.5, 0.9 + 0.055 * len(reason))
     axes.imshow(reason.numpy(), cmap=ListedColormap(colours), vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="pixel frame", ylabel="track")
     axes.set_title(title, fontsize=10)
     axes.legend([Patch(color=c) for c in colours], names, fontsize=8, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")

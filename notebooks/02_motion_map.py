@@ -257,7 +257,8 @@ print("channels carried:", taken.shape[2], "| whole map:", config.width(geometry
 # %% [markdown]
 # Without any transformer it is already a video: good where a track is near, wrong where the picture had nothing to
 # take along, what comes into view, and blind to light and weather. That, and a thing that only one point speaks for, is
-# what remains to be learned. Why pixels and not latents? A latent cell is eight pixels wide and shifts only whole.
+# what remains to be learned; and where to believe it, which a gate says cell by cell (`DiT.pulled`). Why pixels and not
+# latents? A latent cell is eight pixels wide and shifts only whole.
 
 # %%
 viz.grid([viz.strip(film[0] if film.ndim == 5 else film, count=5, zoom=2) for film in (clip.frames, moved, seen)],

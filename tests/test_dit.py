@@ -1,10 +1,13 @@
 """The transformer against diffusers' Wan, and against itself: masked, remembered, widened, checkpointed."""
+from dataclasses import replace
+
 import torch
 from torch.nn import functional as F
 
 from msk.attention import capture, chunk_mask
 from msk.cache import ChunkCache
-from msk.dit import sinusoid
+from msk.config import PRESETS
+from msk.dit import DiT, sinusoid
 
 
 def streamed(dit, latents, text, motion, image, chunk, sink, window, t=0.0):
@@ -176,3 +179,24 @@ def test_time_is_told_in_cosines_first(close):
     e = sinusoid(torch.tensor([3.0]), 8)
     rates = 10_000.0 ** (-torch.arange(4) / 4)
     close(e[0], torch.cat([torch.cos(3 * rates), torch.sin(3 * rates)]))
+
+
+def test_an_open_gate_answers_pure_noise_with_what_is_carried_and_a_shut_one_changes_nothing(close):
+    config = replace(PRESETS["toy"].dit, pull=8)
+    open_, shut = DiT(config), DiT(config)
+    state = {k: torch.randn_like(v) * 0.1 for k, v in open_.state_dict().items()}
+    for dit, bias in ((open_, 30.0), (shut, -30.0)):
+        dit.load_state_dict(state | {"gate.weight": torch.zeros_like(state["gate.weight"]),
+                                     "gate.bias": torch.full_like(state["gate.bias"], bias)})
+        dit.requires_grad_(False)
+    noise, text = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 5, 16)
+    motion = torch.randn(2, 3, 16, 4, 4)
+    motion[:, :, 8:12, :, 2:] = 0                                               # nothing is carried there
+    ones = torch.ones(2, 3)
+    pulled, plain = open_(noise, ones, text, motion), shut(noise, ones, text, motion)
+    close(noise - pulled, torch.where((motion[:, :, 8:12] != 0).any(2, keepdim=True), motion[:, :, 8:12], noise - plain),
+          atol=1e-4)
+    close(open_(noise, 0.25 * ones, text, motion)[..., 2:], shut(noise, 0.25 * ones, text, motion)[..., 2:])
+    near_data = noise - 0.25 * shut(noise, 0.25 * ones, text, motion)           # its answer there, pulled by a quarter
+    close(noise - 0.25 * open_(noise, 0.25 * ones, text, motion),
+          near_data + 0.25 * (motion[:, :, 8:12] - near_data) * (motion[:, :, 8:12] != 0), atol=1e-4)

@@ -1,5 +1,6 @@
 """The four stages: what each loss means, that nothing is lost on an interrupt, and that learning happens."""
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -312,3 +313,35 @@ def test_training_goes_on_from_a_kit(tmp_path):
     assert (geometry["height"], geometry["width"]) == (48, 48) and TOY.geometry.height == 32
     with pytest.raises(ValueError, match="40 pixels are not whole tokens of 16: use 32 or 48"):
         main("teacher", TOY, .01, tmp_path / "other", size=40)
+
+
+# --- lessons -----------------------------------------------------------------------------------------------------------
+
+def lesson_kit():
+    from msk.train import lesson
+    preset = lesson.small(replace(TOY, stream=StreamConfig(time_shift=3.)))
+    vae = Kit.random(TOY, seed=0).vae
+    return lesson, preset, vae, lesson.drawn_batches(preset, vae, count=3, batch=4, latent_frames=12, clips=8)
+
+
+def test_a_lesson_goes_from_clips_to_a_student_and_comes_out_the_same():
+    lesson, preset, vae, batches = lesson_kit()
+    made = []
+    for _ in range(2):
+        models = lesson.teach(preset, batches, steps=4)
+        made.append((models, lesson.adapt(models, preset, batches, steps=3)))
+    (models, student), (again, twin) = made
+    assert all(torch.equal(a, b) for a, b in zip(models.parameters(), again.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), twin.parameters()))
+    assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), models.dit.parameters()))
+    assert lesson.as_kit(models, preset, vae).role == "teacher"
+    assert lesson.as_kit(models, preset, vae, student).dit is student
+
+
+def test_a_lesson_ends_with_the_running_average():
+    lesson, preset, _, batches = lesson_kit()
+    models = lesson.untrained(preset)
+    learner = Learner(models, 1e-3, ema=.9)
+    steps = list(lesson.taught(learner, lambda batch: (models.dit.head.head.weight.sum(), {}), batches, 5))
+    assert len(steps) == 5
+    assert all(torch.equal(p, a) for p, a in zip(learner.params, learner.average))
