@@ -74,16 +74,14 @@ viz.grid([viz.strip(viz.draw_tracks(frames[b], clips[b], radius=0.8, zoom=3), co
 # - **All tracks for a while** (App. D: mid-frame masking, $p = 0.2$, in the second stage). To a motion map a hidden point
 #   and a point nobody drew are the same thing, zero. Without masking, whatever has no track is taken for gone.
 #
-# Below, the tracks of one clip as a score, then the same clip with a run of latent frames masked.
+# Below, the tracks of the second clip as a score, one row a track (some of them begin late), then the same with a run of
+# latent frames masked.
 
 # %%
-from msk.train.data import drawn
-
-tracks, ground = batch.tracks, torch.zeros_like(batch.tracks.ids)
-masked = drawn(tracks, ground, ground, torch.Generator().manual_seed(8), dense=1.0, none=0.0, masking=1.0)
+tracks = clips[1]
+masked = tracks.hide(slice(5, 13))                                          # pixel frames of the latent frames 2 and 3
 size = preset.geometry.height, preset.geometry.width
-one = lambda t, b=0: msk.Tracks(t.xy[b:b + 1, :, :24], t.visible[b:b + 1, :, :24], t.ids[b:b + 1, :24])
-viz.grid([viz.score(one(tracks, 1), size, "as drawn"), viz.score(one(masked, 1), size, "the same clip, masked for a while")])
+viz.grid([viz.score(tracks, size, "as drawn"), viz.score(masked, size, "masked for a while: drawn_batches(..., masking=1)")])
 
 # %% [markdown]
 # ## By hand: the loss on one batch

@@ -145,7 +145,8 @@ def chase(ratio, lr=0.25):
 
 
 lags = {f"1:{ratio}": chase(ratio) for ratio in (1, 2, 5, 20)}
-viz.curves(lags | {"teacher": [1.5] * 80}, "student's step", "student's mean", "a lagging critic lets the student overshoot")
+lags["teacher"] = [1.5] * 80
+viz.curves(lags, "student's step", "student's mean", "where the critic lags, the student overshoots")
 
 # %% [markdown]
 # ## With msk
