@@ -74,11 +74,11 @@ viz.grid([viz.strip(viz.draw_tracks(frames[b], clips[b], radius=0.8, zoom=3), co
 # - **All tracks for a while** (App. D: mid-frame masking, $p = 0.2$, in the second stage). To a motion map a hidden point
 #   and a point nobody drew are the same thing, zero. Without masking, whatever has no track is taken for gone.
 #
-# Below, the tracks of the second clip as a score, one row a track (some of them begin late), then the same with a run of
+# Below, 24 tracks of the second clip as a score, one row a track (some of them begin late), then the same with a run of
 # latent frames masked.
 
 # %%
-tracks = clips[1]
+tracks = msk.Tracks(clips[1].xy[:, :, 8:32], clips[1].visible[:, :, 8:32], clips[1].ids[:, 8:32])
 masked = tracks.hide(slice(5, 13))                                          # pixel frames of the latent frames 2 and 3
 size = preset.geometry.height, preset.geometry.width
 viz.grid([viz.score(tracks, size, "as drawn"), viz.score(masked, size, "masked for a while: drawn_batches(..., masking=1)")])

@@ -223,9 +223,8 @@ print("chunk by chunk, its own past: ", [f"{e:.3f}" for e in before])
 print("chunk by chunk, the true past:", [f"{e:.3f}" for e in forced])
 
 # %% [markdown]
-# The true past helps, by less than one might fear: our student sees the given picture beside every chunk, and its tracks
-# carry parts of it, so it leans little on what it made before. The paper's student has the picture in the first chunk
-# only.
+# The two hardly differ here: our student sees the given picture beside every chunk, and its tracks carry parts of it, so it
+# leans little on what it made before. The paper's student has the picture in the first chunk only.
 #
 # ## By hand: a rollout with a gradient
 #

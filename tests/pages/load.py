@@ -16,6 +16,7 @@ from .serve import serve
 
 
 def play(kit="tiny", fps=48.0, seconds=30.0, out=None):
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))       # as the demo does: the browser needs a core, too
     page, lobby, url = serve(kit, 7868, folder=None, fps=fps)
     try:
         with open_browser() as browser:
