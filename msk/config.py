@@ -231,7 +231,7 @@ _T2V = DiTConfig(motion_channels=16, image_channels=16, **_WAN_1_3B)      # with
 
 PRESETS: dict[str, Preset] = {p.name: p for p in (
     Preset(
-        "tiny", Geometry(96, 96, fps=24),
+        "tiny", Geometry(128, 128, fps=24),
         DiTConfig(latent_channels=12, motion_channels=48, image_channels=12, mask_channels=1, image_frames="every",
                   inputs=("noise", "motion", "image", "mask"), dim=256, ffn_dim=1024, heads=4, layers=6, text_dim=64,
                   gelu="none", pull=32),

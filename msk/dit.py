@@ -167,7 +167,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.head = Head(c)
         if c.pull >= 0:
-            self.gate = nn.Linear(c.dim, math.prod(c.patch))
+            self.gate = nn.Linear(c.dim, 2 * math.prod(c.patch))
         self.checkpoint = False         # True: recompute each block in the backward pass, to save memory
         self.reset()
 
@@ -200,8 +200,9 @@ class DiT(nn.Module):
         """
         x, time, grid, _ = self.trunk(latents, t, text, motion, image, mask, past, clip, places)
         velocity = self.cells(self.head(x, time), grid).type_as(latents)
-        if self.config.pull >= 0 and motion is not None:
-            velocity = self.pulled(velocity, latents, t, motion, self.gate(self.head.read(x, time)), grid)
+        if self.config.pull >= 0:
+            gates = self.cells(self.gate(self.head.read(x, time)), grid)
+            velocity = self.pulled(velocity, latents, t, motion, image, gates.type_as(latents).sigmoid())
         if self.config.image_frames == "clean" and image is not None:               # of the given frame the way is known
             way = (latents[:, :1] - image[:, :1]) / t[:, :1, None, None, None].clamp(min=1e-6)
             velocity = torch.cat([way.type_as(velocity), velocity[:, 1:]], dim=1)
@@ -212,15 +213,25 @@ class DiT(nn.Module):
         pt, ph, pw = self.config.patch
         return rearrange(x, "b f (h w) (p q r c) -> b (f p) c (h q) (w r)", h=grid[1], w=grid[2], p=pt, q=ph, r=pw)
 
-    def pulled(self, velocity: Tensor, latents: Tensor, t: Tensor, motion: Tensor, gate: Tensor, grid: Grid) -> Tensor:
-        """The velocity to a point between the answer, x0 = x_t - t v, and what the tracks carry there: x0 + t g (b - x0).
+    def pulled(self, velocity: Tensor, latents: Tensor, t: Tensor, motion: Tensor | None, image: Tensor | None, gates: Tensor
+               ) -> Tensor:
+        """The velocity to a point between the answer, x0 = x_t - t v, and what is known of it: x0 + min(1, 2 t) g (b - x0).
 
-        A gate g for each cell says how far; near the data, x_t itself knows better. A small transformer need not learn to
-        pass a picture through whole. Nothing is pulled where nothing is carried. Ours: the paper's model has no such path.
+        b is what the tracks carry; where they carry nothing, the given picture, if it stands beside "every" frame. Gates g
+        say for each cell how far, one for either, gates [B, F, 2, h, w] in [0, 1]; in the half near the data not all the
+        way, as x_t itself knows better. A small transformer need not learn to pass a picture through whole. Ours: the
+        paper's model has no such path.
         """
-        carried = motion[:, :, self.config.pull:self.config.pull + self.config.latent_channels].type_as(latents)
-        gate = self.cells(gate, grid).type_as(latents).sigmoid() * (carried != 0).any(dim=2, keepdim=True)
-        return velocity - gate * (carried - latents + t[:, :, None, None, None].type_as(latents) * velocity)
+        c, channels = self.config, self.config.latent_channels
+        known, gate = torch.zeros_like(latents), torch.zeros_like(gates[:, :, 1:])
+        if image is not None and c.image_frames == "every":
+            known, gate = image[:, :1, -channels:].to(latents).expand_as(latents), gates[:, :, 1:]
+        if motion is not None:
+            carried = motion[:, :, c.pull:c.pull + channels].to(latents)
+            near = (carried != 0).any(dim=2, keepdim=True)
+            known, gate = torch.where(near, carried, known), torch.where(near, gates[:, :, :1], gate)
+        t = t[:, :, None, None, None].to(latents)
+        return velocity - (1 / t).clamp(max=2) * gate * (known - latents + t * velocity)
 
     def remember(self, latents: Tensor, text: Tensor | list, motion: Tensor | None = None, image: Tensor | None = None, *,
                  past: list[KV] | None = None, clip: Tensor | None = None, places: Places = None) -> list[KV]:

@@ -1,6 +1,7 @@
 """The transformer against diffusers' Wan, and against itself: masked, remembered, widened, checkpointed."""
 from dataclasses import replace
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -181,22 +182,32 @@ def test_time_is_told_in_cosines_first(close):
     close(e[0], torch.cat([torch.cos(3 * rates), torch.sin(3 * rates)]))
 
 
-def test_an_open_gate_answers_pure_noise_with_what_is_carried_and_a_shut_one_changes_nothing(close):
-    config = replace(PRESETS["toy"].dit, pull=8)
-    open_, shut = DiT(config), DiT(config)
-    state = {k: torch.randn_like(v) * 0.1 for k, v in open_.state_dict().items()}
-    for dit, bias in ((open_, 30.0), (shut, -30.0)):
-        dit.load_state_dict(state | {"gate.weight": torch.zeros_like(state["gate.weight"]),
-                                     "gate.bias": torch.full_like(state["gate.bias"], bias)})
-        dit.requires_grad_(False)
-    noise, text = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 5, 16)
-    motion = torch.randn(2, 3, 16, 4, 4)
+def gated(bias: float, **changes) -> DiT:
+    """A small transformer whose gates all stand at one place; its other weights are the same each time."""
+    dit = DiT(replace(PRESETS["toy"].dit, pull=8, **changes))
+    generator = torch.Generator().manual_seed(4)
+    state = {k: torch.randn(v.shape, generator=generator) * 0.1 for k, v in dit.state_dict().items()}
+    dit.load_state_dict(state | {"gate.weight": torch.zeros_like(state["gate.weight"]),
+                                 "gate.bias": torch.full_like(state["gate.bias"], bias)})
+    return dit.requires_grad_(False)
+
+
+@pytest.mark.parametrize("t, reach", [(1., 1.), (.6, 1.), (.25, .5)])
+def test_an_open_gate_answers_with_what_is_carried_and_near_the_data_goes_only_part_of_the_way(close, t, reach):
+    open_, shut = gated(30.), gated(-30.)
+    x, text, motion = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 5, 16), torch.randn(2, 3, 16, 4, 4)
+    level = torch.full((2, 3), t)
     motion[:, :, 8:12, :, 2:] = 0                                               # nothing is carried there
-    ones = torch.ones(2, 3)
-    pulled, plain = open_(noise, ones, text, motion), shut(noise, ones, text, motion)
-    close(noise - pulled, torch.where((motion[:, :, 8:12] != 0).any(2, keepdim=True), motion[:, :, 8:12], noise - plain),
-          atol=1e-4)
-    close(open_(noise, 0.25 * ones, text, motion)[..., 2:], shut(noise, 0.25 * ones, text, motion)[..., 2:])
-    near_data = noise - 0.25 * shut(noise, 0.25 * ones, text, motion)           # its answer there, pulled by a quarter
-    close(noise - 0.25 * open_(noise, 0.25 * ones, text, motion),
-          near_data + 0.25 * (motion[:, :, 8:12] - near_data) * (motion[:, :, 8:12] != 0), atol=1e-4)
+    plain = x - t * shut(x, level, text, motion)
+    carried = motion[:, :, 8:12]
+    close(x - t * open_(x, level, text, motion), plain + reach * (carried - plain) * (carried != 0), atol=1e-4)
+
+
+def test_where_nothing_is_carried_an_open_gate_answers_with_the_picture_that_stands_beside_every_frame(close):
+    open_ = gated(30., image_frames="every")
+    x, text, motion, image = (torch.randn(1, 3, n, 4, 4) for n in (4, 16, 16, 4))
+    text, motion[:, :, 8:12, :, 2:] = torch.randn(1, 5, 16), 0
+    ones, still = torch.ones(1, 3), image[:, :1].expand(-1, 3, -1, -1, -1)
+    carried = motion[:, :, 8:12]
+    close(x - open_(x, ones, text, motion, image), torch.where(carried != 0, carried, still), atol=1e-4)
+    close(x - open_(x, ones, text, None, image), still, atol=1e-4)

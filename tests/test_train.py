@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from msk.config import PRESETS, StreamConfig
+from msk.config import PRESETS, Geometry, StreamConfig
 from msk.guidance import Condition
 from msk.kit import Kit
 from msk.stream import rollout
@@ -273,7 +273,7 @@ def test_a_teacher_starts_with_heads_that_look_for_the_same_id():
     """Of all tokens of the first frame, the one a point came from is looked at far more often than by chance."""
     from msk.attention import rope
     from msk.train.teacher import Teacher, seek_ids
-    preset = PRESETS["tiny"]
+    preset = replace(PRESETS["tiny"], geometry=Geometry(96, 96))
     kit = Kit.random(preset, seed=1)
     models = Teacher(kit.dit, kit.track_head, kit.text)
     g = torch.Generator().manual_seed(3)

@@ -62,14 +62,16 @@ class Pool:
     """A store of clips as latents, with their candidate tracks and captions, that keeps being renewed.
 
     Rendering costs as much as training, so each clip is used a few times, with other tracks, noise and cuts each time.
+    candidates: tracks followed in each clip; 0: one for every 36 square pixels.
     """
 
-    def __init__(self, preset: Preset, vae: TinyVAE, *, capacity: int = 4096, candidates: int = 256,
+    def __init__(self, preset: Preset, vae: TinyVAE, *, capacity: int = 4096, candidates: int = 0,
                  frames: int = 45, level: str = "calm", seed: int = 0, device: str | torch.device = "cpu"):
         self.preset, self.vae, self.frames, self.device = preset, vae, frames, torch.device(device)
         self.world = World(preset.geometry, level)
-        self.candidates, self.capacity, self.size, self.made, self.seed = candidates, capacity, 0, 0, seed
         c, (h, w) = preset.vae.latent_channels, preset.geometry.latent_size
+        candidates = candidates or max(8, preset.geometry.height * preset.geometry.width // 36)
+        self.candidates, self.capacity, self.size, self.made, self.seed = candidates, capacity, 0, 0, seed
         empty = lambda *s, dtype: torch.empty(capacity, *s, dtype=dtype, device=device)
         self.latents = empty(preset.geometry.latent_frames(frames), c, h, w, dtype=torch.float16)
         self.first = empty(3, preset.geometry.height, preset.geometry.width, dtype=torch.uint8)
