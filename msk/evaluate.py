@@ -166,12 +166,13 @@ def _until(tracks: Tracks | None, frames: int) -> Tracks | None:
 # --- the suite ------------------------------------------------------------------------------------------------------
 
 def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_path=None, *, seed: int = HELD_OUT,
-        level: str = "calm", roles: tuple[str, ...] = ROLES, frames: int = 45, grid: int = 24, batch: int = 4,
+        level: str = "calm", roles: tuple[str, ...] = ROLES, frames: int = 45, grid: int = 0, batch: int = 4,
         device=None, teacher: Kit | None = None, quiet: bool = False) -> dict:
     """Measure `clips` held-out clips and print the table; an interrupt keeps what was measured.
 
     model: a name for `load`, or a student's Kit (then `teacher` is its teacher's, if that is to be measured).
-    frames: T, whole latent frames (45 pixel frames are four chunks of three). grid: tracks along each side of the frame.
+    frames: T, whole latent frames (45 pixel frames are four chunks of three). grid: tracks along each side of the frame; 0:
+    one every four pixels.
     -> {"rows": {role: {psnr, ssim, epe, epe_rel, n, ...}}, ...}; written to json_path after each batch. The student has a
     second row, `student_sparse`: 1 to 20 points as drawn by hand, measured at these points alone.
     """
@@ -189,6 +190,7 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
         kits["teacher"] = load(model, "teacher", device) if student.role != "teacher" else student
     geometry = student.geometry
     geometry.latent_frames(frames)
+    grid = grid or geometry.width // 4
     world = World(geometry, level)
     names = [name for role in ROLES if role in roles for name in (role, *(["student_sparse"] * (role == "student")))]
     rows = {name: Row(geometry.width) for name in names}

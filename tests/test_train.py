@@ -15,6 +15,7 @@ from msk.train import dmd, main, ode
 from msk.train import vae as vae_stage
 from msk.train.data import Pool, drawn
 from msk.train.loop import Budget, Checkpoint, Learner, orthogonal, train
+from msk.train.pipeline import open_gates
 
 TOY = PRESETS["toy"]
 
@@ -345,3 +346,15 @@ def test_a_lesson_ends_with_the_running_average():
     steps = list(lesson.taught(learner, lambda batch: (models.dit.head.head.weight.sum(), {}), batches, 5))
     assert len(steps) == 5
     assert all(torch.equal(p, a) for p, a in zip(learner.params, learner.average))
+
+
+def test_gates_open_as_long_as_whole_paths_come_nearer_to_the_truth():
+    dit = nn.Module()
+    dit.gate = nn.Linear(3, 4)
+    nn.init.zeros_(dit.gate.bias)
+    ideal = torch.tensor([3., -1.])                             # carried: three steps up; the picture: none
+    answer = lambda: dit.gate.bias.view(2, 2).mean(0) * torch.ones(5, 2)
+    assert open_gates(dit, answer, ideal.expand(5, 2)) == [3, 0]
+    assert dit.gate.bias.tolist() == [3., 0., 3., 0.]
+    nn.init.zeros_(dit.gate.bias)
+    assert open_gates(dit, answer, 100 * torch.ones(5, 2), most=4) == [4, 4]
