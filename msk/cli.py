@@ -114,11 +114,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = command("eval", run_eval, "measure quality on held-out clips")
     model(evaluate)
-    evaluate.add_argument("--suite", default="world", choices=["world", "hands", "text"],
-                          help="dense tracks of whole clips; what hands do; whether the prompt is heard")
-    evaluate.add_argument("--clips", type=whole, help="how many; for hands and text, of each case (64; 8)")
-    evaluate.add_argument("--frames", type=whole, help="of the long play in the suite hands; ten chunks")
-    evaluate.add_argument("--strips", metavar="DIR", help="a film strip for each case of the suites hands and text")
+    evaluate.add_argument("--suite", default="world", choices=["world", "hands", "text", "real"],
+                          help="dense tracks of whole clips; what hands do; is the prompt heard; your material")
+    evaluate.add_argument("--material", metavar="DIR", help="your videos and pictures (and track files), for real")
+    evaluate.add_argument("--clips", type=whole, help="how many; of clips (64), scenes of each case (8), files (all)")
+    evaluate.add_argument("--frames", type=whole, help="of hands' long play (ten chunks), of real's clips (45)")
+    evaluate.add_argument("--strips", metavar="DIR", help="a film strip for each case, or file, of all suites but world")
     evaluate.add_argument("--level", default="calm", choices=["calm", "full"], help="how wild the drawn world is")
     evaluate.add_argument("--json", metavar="F", help="write the figures there too")
 
@@ -277,16 +278,22 @@ def run_bench(args) -> None:
 
 
 def run_eval(args) -> None:
-    from . import evaluate, hands, words
+    from . import evaluate, hands, real, words
     both = dict(json_path=args.json, level=args.level, device=args.device)
-    if args.frames and args.suite != "hands":
-        raise ValueError(f"--frames is for the long play of --suite hands, and {args.suite} has none: leave it out")
-    if args.suite == "hands":
+    if args.frames and args.suite not in ("hands", "real"):
+        raise ValueError(f"--frames is for the long play of --suite hands and for --suite real, and {args.suite} has none: "
+                         "leave it out")
+    if bool(args.material) != (args.suite == "real"):
+        raise ValueError("--suite real and --material DIR, a folder of videos and pictures, go together: give both, or none")
+    if args.suite == "real":
+        real.run(args.material, args.model, args.clips, args.json, frames=args.frames or 45, strips=args.strips,
+                 device=args.device)
+    elif args.suite == "hands":
         hands.run(args.model, args.clips or 8, long=args.frames, strips=args.strips, **both)
     elif args.suite == "text":
         words.run(args.model, args.clips or 8, strips=args.strips, **both)
     elif args.strips:
-        raise ValueError("--strips is for the suites hands and text, and world draws none: leave it out")
+        raise ValueError("--strips is for the suites hands, text and real, and world draws none: leave it out")
     else:
         evaluate.run(args.suite, args.model, args.clips or 64, **both)
 

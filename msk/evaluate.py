@@ -145,6 +145,14 @@ def displaced(truth: Tensor, seed: int, most: float = 3.0) -> tuple[Tensor, Tens
     return frames.clamp(0, 1).view_as(truth), field.unflatten(0, (B, T))
 
 
+def misread(truth: Tensor, xy: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The `displaced` truth, and where points at xy [B, T, N, 2] are found in it, the known field taken off again."""
+    made, field = displaced(truth, seed)
+    known = F.grid_sample(field.flatten(0, 1), _unit(xy.flatten(0, 1), *truth.shape[-2:])[:, :, None], align_corners=False,
+                          padding_mode="border")[..., 0].mT.unflatten(0, truth.shape[:2])             # [B, T, N, 2]
+    return made, trackers.register(made, truth, xy) - known
+
+
 def _unit(xy: Tensor, height: int, width: int) -> Tensor:
     return xy * 2 / xy.new_tensor([width, height]) - 1
 
@@ -236,13 +244,9 @@ def _batch(world: World, seeds: list[int], frames: int, grid: int, kits: dict, n
         elif name == "vae":
             made = through_vae(kit, truth)
         elif name == "tracker":
-            made, field = displaced(truth, seeds[0])
-            H, W = truth.shape[-2:]
-            known = F.grid_sample(field.flatten(0, 1), _unit(asked.xy.flatten(0, 1), H, W)[:, :, None], align_corners=False,
-                                  padding_mode="border")[..., 0].mT.unflatten(0, truth.shape[:2])     # [B, T, N, 2]
-            found = trackers.register(made, truth, asked.xy) - known
+            made, found = misread(truth, asked.xy, seeds[0])
         elif name == "student_sparse":
-            tracks = _sparse(asked, g)
+            tracks = by_hand(asked, g)
             hand = Tracks(tracks.xy, follow(tracks.xy[:, 0]).visible.to(device) & tracks.visible.any(dim=1, keepdim=True),
                           draw_ids(len(seeds), tracks.xy.shape[2], kit.preset.tracks.max_id, g).to(device))
             made = by_student(kit, captions, first, hand, frames, seeds[0])
@@ -256,7 +260,7 @@ def _batch(world: World, seeds: list[int], frames: int, grid: int, kits: dict, n
     return measured
 
 
-def _sparse(asked: Tracks, g: torch.Generator) -> Tracks:
+def by_hand(asked: Tracks, g: torch.Generator) -> Tracks:
     """1 to 20 of the measured points, half of the time a cluster about one of them: what a hand would draw."""
     chosen = torch.zeros_like(asked.visible[:, 0])                                # [B, N]
     for b in range(len(chosen)):

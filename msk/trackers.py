@@ -22,6 +22,7 @@ TEXTURE = 0.012     # least contrast per pixel along a patch's weakest direction
 WIDEST = 160        # pixels; wider videos are followed at this width
 SHAPE = 0.2         # how stiff a patch is against turning and shearing; 0: not at all
 LOST = 0.5          # correlation below which a match is no match
+SURE = 0.4          # pixels at REFERENCE width within which a step of dense flow must come back
 COTRACKER = "facebookresearch_co-tracker_main"      # folder name in torch.hub's cache
 
 
@@ -30,14 +31,17 @@ def track(frames: Tensor, queries: Tensor, method: str = "auto", reach: float = 
 
     frames [B, T, 3, H, W] in [0, 1]; queries [B, N, 2] pixels (x, y) at frame 0 -> Tracks [B, T, N].
     method: "cotracker" (CoTracker3; code and weights CC-BY-NC 4.0, only if already in the torch.hub cache), "flow" (patches
-    matched against several earlier frames; no library, any device), "auto": the first there is.
+    matched against several earlier frames; no library, any device), "dis" (dense optical flow of opencv, chained: far
+    quicker, less exact), "auto": cotracker if it is there, else flow.
     reach: largest motion from frame to frame, in pixels at 96 px of width.
     """
     check(frames, queries)
-    if method not in ("auto", "cotracker", "flow"):
-        raise ValueError(f"no tracker called {method!r}: use 'auto', 'cotracker' or 'flow'")
+    if method not in ("auto", "cotracker", "flow", "dis"):
+        raise ValueError(f"no tracker called {method!r}: use 'auto', 'cotracker', 'flow' or 'dis'")
     if method == "cotracker" or (method == "auto" and cotracker_cached()):
         return cotracker(frames, queries)
+    if method == "dis":
+        return dis(frames, queries)
     height, width = frames.shape[-2:]
     small = frames
     if width > WIDEST:                                                            # a tenth of a pixel at 160 is enough
@@ -52,15 +56,18 @@ def track(frames: Tensor, queries: Tensor, method: str = "auto", reach: float = 
 
 
 @torch.no_grad()
-def register(generated: Tensor, truth: Tensor, xy: Tensor, reach: float = 16.0, chained: Tensor | None = None) -> Tensor:
+def register(generated: Tensor, truth: Tensor, xy: Tensor, reach: float = 16.0, chained: Tensor | None = None,
+             at: Tensor | None = None) -> Tensor:
     """Where the thing that truly is at `xy` is found in the made video.
 
     generated, truth [B, T, 3, H, W] in [0, 1]; xy [B, T, N, 2] pixels, the true positions -> positions [B, T, N, 2].
     Two places are searched for each patch of the true frame: around the true position (radius `reach`, pixels at 96 px of
     width) and around the point's chained track in the made video (`track`'s way, from frame 0), so that failures larger than
     the radius, a still picture among them, read as their real size. The better correlation wins; where neither is a match,
-    the chained track stands. chained [B, T, N, 2]: the chained track, computed here unless given.
+    the chained track stands. chained [B, T, N, 2]: the chained track, computed here unless given. at [B, T, N, 2]: where
+    `truth` shows the thing, if not at `xy`: with the given frame for truth, points need no true video to be asked about.
     """
+    at = xy if at is None else at
     check(generated, xy[:, 0])
     if generated.shape != truth.shape or xy.shape[:2] != truth.shape[:2]:
         raise ValueError(f"generated {list(generated.shape)}, truth {list(truth.shape)} and xy {list(xy.shape)} "
@@ -70,8 +77,8 @@ def register(generated: Tensor, truth: Tensor, xy: Tensor, reach: float = 16.0, 
     scale = generated.shape[-1] / REFERENCE
     found = []
     for t in range(truth.shape[1]):
-        near, near_score = match(truth[:, t], xy[:, t], generated[:, t], xy[:, t], reach * scale)
-        far, far_score = match(truth[:, t], xy[:, t], generated[:, t], chained[:, t], 4 * scale)
+        near, near_score = match(truth[:, t], at[:, t], generated[:, t], xy[:, t], reach * scale)
+        far, far_score = match(truth[:, t], at[:, t], generated[:, t], chained[:, t], 4 * scale)
         far = torch.where((far_score > LOST)[..., None], far, chained[:, t])
         astray = (near - xy[:, t]).norm(dim=-1) / (reach * scale)                  # chance matches wait far from the truth
         take_near = (near_score >= far_score) & (near_score > LOST + 0.2 + 0.2 * astray)
@@ -102,6 +109,39 @@ def chain(frames: Tensor, queries: Tensor, reach: float = 8.0) -> tuple[Tensor, 
         score.append(scores.gather(0, pick)[0])
         doubt.append(doubts.gather(0, pick)[0])
     return torch.stack(xy, dim=1), torch.stack(score, dim=1)
+
+
+@torch.no_grad()
+def dis(frames: Tensor, queries: Tensor) -> Tracks:
+    """Dense Inverse Search flow (Kroeger et al. 2016), chained. A point is sure, and so visible, until a step of it does not
+    come back (SURE), or all of its way since frame 0 does not (three times that)."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError('DIS flow needs opencv: pip install "msk[metrics]", or use method=\'flow\'') from error
+    (B, T, _, height, width), device = frames.shape, frames.device
+    size, engine = queries.new_tensor([width, height]), cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grey = (frames.mean(dim=2) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    calc = lambda a, b: torch.from_numpy(engine.calc(a, b, None)).permute(2, 0, 1)
+    flow = lambda s, t: torch.stack([calc(clip[s], clip[t]) for clip in grey]).to(device)           # [B, 2, H, W]
+    ahead, back = [flow(t, t + 1) for t in range(T - 1)], [flow(t + 1, t) for t in range(T - 1)]
+
+    def go(flow: Tensor, xy: Tensor) -> Tensor:
+        way = F.grid_sample(flow, (xy * 2 / size - 1)[:, :, None], padding_mode="border", align_corners=False)
+        return xy + way[..., 0].mT
+
+    near = SURE * width / REFERENCE
+    xy, seen = [queries.float()], [torch.ones_like(queries[..., 0], dtype=torch.bool)]
+    for t in range(1, T):
+        there = go(ahead[t - 1], xy[-1])
+        home = go(back[t - 1], there)
+        sure = seen[-1] & ((home - xy[-1]).norm(dim=-1) < near) & ((there >= 0) & (there < size)).all(dim=-1)
+        for s in range(t - 2, -1, -1):
+            home = go(back[s], home)
+        xy.append(there)
+        seen.append(sure & ((home - queries).norm(dim=-1) < 3 * near))
+    ids = torch.arange(queries.shape[1], device=device).expand(B, -1)
+    return Tracks(torch.stack(xy, dim=1), torch.stack(seen, dim=1), ids)
 
 
 def variance(score: Tensor) -> Tensor:

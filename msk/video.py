@@ -229,6 +229,8 @@ def _read_av(path):
             raise ValueError(f"{path} holds no pictures (audio only?): use a video file")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        if stream.codec_context is None:
+            raise ValueError(f"{path} cannot be decoded (its kind of video is not known here): is it whole?")
         if stream.width * stream.height > MAX_PIXELS:
             raise ValueError(f"{path} is {stream.width}x{stream.height}: wanted at most {MAX_PIXELS // 10**6} megapixels")
         fps, count = float(stream.average_rate or stream.guessed_rate or 24), 0

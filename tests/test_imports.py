@@ -27,6 +27,7 @@ MAY = {
     "wan": ROUTE | SIDE | {"weights", "kit", "checkpoints", "encoders"},     # asked for lazily, by `load`, gives kits back
     "evaluate": ROUTE | SIDE | {"kit"},
     "hands": ROUTE | SIDE | {"kit", "evaluate", "generate", "viz"},
+    "real": ROUTE | SIDE | {"kit", "evaluate", "generate", "hands", "picture", "viz"},
     "words": ROUTE | SIDE | {"kit", "evaluate", "viz"},
 }
 CORE = {"torch", "numpy", "einops", "safetensors", "huggingface_hub", "tqdm", "PIL"}

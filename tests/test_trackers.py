@@ -117,7 +117,7 @@ def test_wide_videos_are_followed_at_a_smaller_width(scene):
 
 def test_bad_input_is_one_sentence():
     frames = torch.rand(1, 2, 3, 32, 32)
-    with pytest.raises(ValueError, match="use 'auto', 'cotracker' or 'flow'"):
+    with pytest.raises(ValueError, match="use 'auto', 'cotracker', 'flow' or 'dis'"):
         trackers.track(frames, torch.zeros(1, 1, 2), method="raft")
     with pytest.raises(ValueError, match="wanted \\[B, T, 3, H, W\\]"):
         trackers.track(frames[0], torch.zeros(1, 1, 2))
