@@ -114,11 +114,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = command("eval", run_eval, "measure quality on held-out clips")
     model(evaluate)
-    evaluate.add_argument("--suite", default="world", choices=["world", "hands", "text"],
-                          help="dense tracks of whole clips; what hands do; whether the prompt is heard")
-    evaluate.add_argument("--clips", type=whole, help="how many; for hands and text, of each case (64; 8)")
-    evaluate.add_argument("--frames", type=whole, help="of the long play in the suite hands; ten chunks")
+    evaluate.add_argument("--suite", default="world", choices=["world", "hands", "text", "ablations"],
+                          help="dense tracks of whole clips; what hands do; is the prompt heard; what each choice buys")
+    evaluate.add_argument("--clips", type=whole, help="how many; but for world, of each case (64; 8; 8; 4)")
+    evaluate.add_argument("--cases", nargs="+", metavar="CASE", help="of the suites hands and ablations, only these")
+    evaluate.add_argument("--frames", type=whole,
+                          help="of the long play in the suite hands (ten chunks), of drift in ablations (900)")
     evaluate.add_argument("--strips", metavar="DIR", help="a film strip for each case of the suites hands and text")
+    evaluate.add_argument("--charts", metavar="DIR", help="a chart for each case of the suite ablations")
     evaluate.add_argument("--level", default="calm", choices=["calm", "full"], help="how wild the drawn world is")
     evaluate.add_argument("--json", metavar="F", help="write the figures there too")
 
@@ -277,16 +280,19 @@ def run_bench(args) -> None:
 
 
 def run_eval(args) -> None:
-    from . import evaluate, hands, words
+    from . import ablations, evaluate, hands, words
     both = dict(json_path=args.json, level=args.level, device=args.device)
-    if args.frames and args.suite != "hands":
-        raise ValueError(f"--frames is for the long play of --suite hands, and {args.suite} has none: leave it out")
+    played = ("hands", "ablations")
+    for option, suites in (("frames", played), ("cases", played), ("strips", ("hands", "text")), ("charts", played[1:])):
+        if getattr(args, option) and args.suite not in suites:
+            raise ValueError(f"--{option} is for --suite {' and '.join(suites)}, and {args.suite} has none: leave it out")
+    some = dict(cases=tuple(args.cases)) if args.cases else {}
     if args.suite == "hands":
-        hands.run(args.model, args.clips or 8, long=args.frames, strips=args.strips, **both)
+        hands.run(args.model, args.clips or 8, long=args.frames, strips=args.strips, **some, **both)
+    elif args.suite == "ablations":
+        ablations.run(args.model, args.clips or 4, long=args.frames, charts=args.charts, **some, **both)
     elif args.suite == "text":
         words.run(args.model, args.clips or 8, strips=args.strips, **both)
-    elif args.strips:
-        raise ValueError("--strips is for the suites hands and text, and world draws none: leave it out")
     else:
         evaluate.run(args.suite, args.model, args.clips or 64, **both)
 

@@ -271,11 +271,35 @@ def bars(values: dict[str, float], x: str = "", title: str = "", digits: int = 2
     return _drawn(figure)
 
 
+def whiskers(measures: dict[str, dict[str, tuple[float, float]]], title: str = "", digits: int = 3) -> Image.Image:
+    """Settings below each other, a panel for each measure (named with its unit): the mean as a dot with its number, and two
+    standard errors to either side. measures: by name, by setting: (mean, standard error)."""
+    names = list(dict.fromkeys(name for rows in measures.values() for name in rows))
+    figure, [axes] = _figure(1.2 + 2.3 * len(measures), 1.1 + 0.34 * len(names), len(measures))
+    for i, (panel, (measure, rows)) in enumerate(zip(axes, measures.items())):
+        at = [names.index(name) for name in rows]
+        means, errors = zip(*rows.values()) if rows else ((), ())
+        panel.errorbar(means, at, xerr=[2 * e for e in errors], fmt="o", color=COLOURS[i % 6], ms=5, lw=1.2, capsize=2)
+        for y, mean in zip(at, means):
+            panel.annotate(f"{mean:.{digits}g}", (mean, y), (0, 5), textcoords="offset points", fontsize=7, ha="center")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set(ylim=(len(names) - 0.5, -0.7), yticks=range(len(names)))
+        panel.set_yticklabels(names if not i else [], fontsize=8)
+        panel.set_xlabel(measure, fontsize=8)
+        panel.tick_params(axis="x", labelsize=7)
+        panel.xaxis.get_major_locator().set_params(nbins=4)
+        panel.margins(x=0.15)
+        panel.grid(axis="y", lw=0.4, alpha=0.5)
+    figure.suptitle(title, fontsize=9)
+    return _drawn(figure)
+
+
 def matrices(tables: dict[str, Tensor], x: str = "", y: str = "", title: str = "", unit: str = "", every: int = 0,
              ticks: tuple[Sequence, Sequence] | None = None, numbers: str = "", size: float = 2.4) -> Image.Image:
     """Tables [rows, columns] as heat maps on one scale; numbers: a format to write each value in, as ".1f"."""
     figure, [axes] = _figure(size * len(tables) + 0.6, size + 0.5, len(tables))
-    low, high = min(t.min().item() for t in tables.values()), max(t.max().item() for t in tables.values())
+    known = torch.cat([t[t.isfinite()] for t in tables.values()])
+    low, high = (known.min().item(), known.max().item()) if len(known) else (0, 1)
     for panel, (name, table) in zip(axes, tables.items()):
         shown = panel.imshow(_plain(table), cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
         for at in range(every, max(table.shape), every) if every else ():
@@ -286,6 +310,8 @@ def matrices(tables: dict[str, Tensor], x: str = "", y: str = "", title: str = "
             panel.set_xticks(range(len(ticks[1])), ticks[1], fontsize=8)
         for r, row in enumerate(table.tolist()) if numbers else ():
             for c, value in enumerate(row):
+                if math.isnan(value):
+                    continue
                 panel.text(c, r, format(value, numbers), ha="center", va="center", fontsize=8,
                            color="black" if value > (low + high) / 2 else "white")
         panel.set_title(name, fontsize=9)

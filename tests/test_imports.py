@@ -28,6 +28,7 @@ MAY = {
     "evaluate": ROUTE | SIDE | {"kit"},
     "hands": ROUTE | SIDE | {"kit", "evaluate", "generate", "viz"},
     "words": ROUTE | SIDE | {"kit", "evaluate", "viz"},
+    "ablations": ROUTE | SIDE | {"kit", "evaluate", "hands", "bench", "viz", "train"},
 }
 CORE = {"torch", "numpy", "einops", "safetensors", "huggingface_hub", "tqdm", "PIL"}
 
