@@ -37,6 +37,7 @@ RULE = ("agrees: clip by clip, the measure is more at one setting than at the ot
         "difference is more than two standard errors above zero, false if as far below, null if neither")
 TIMED = 8               # chunks whose speed is measured, or maps that are made
 LENGTH = 20             # clips of training put together: how long `drift` is by default
+TRAINED = 45            # pixel frames of a training clip
 PIXELS = 32             # side of the small models' pictures
 
 
@@ -421,37 +422,36 @@ def dots(rows: dict, title: str) -> Image.Image:
 
 def over_time(rows: dict, title: str) -> Image.Image:
     """psnr, sharpness and saturation chunk by chunk, means over scenes."""
-    charts = []
-    for what, unit in (("psnr", "PSNR, dB"), ("sharpness", "sharpness / truth's"), ("saturation", "saturation / truth's")):
-        lines = {name: (row["chunk_ends"], torch.tensor(row["lines"][what]).mean(dim=0)) for name, row in rows.items()}
-        charts.append(viz.curves(lines, "pixel frame", unit, title if not charts else "", {"length of training": 45}))
-    return viz.grid(charts)
+    panels = {}
+    for what, label in (("psnr", "PSNR, dB"), ("sharpness", "sharpness / truth's"), ("saturation", "saturation / truth's")):
+        panels[label] = {name: (row["chunk_ends"], torch.tensor(row["lines"][what]).mean(dim=0))
+                         for name, row in rows.items()}
+    return viz.curves_beside(panels, "pixel frame", title, {"length of training": TRAINED})
 
 
-def squares(rows: dict, title: str, settings: dict, axes: tuple[str, str], names: tuple[str, str], measures: tuple[str, ...]
-            ) -> Image.Image:
-    """Heat maps, one for each measure, over two axes of the settings."""
+def squares(rows: dict, title: str, settings: dict, axes: dict[str, str], measures: tuple[str, ...]) -> Image.Image:
+    """Heat maps, one for each measure, over two things that the settings change: axes, down and across, by their labels."""
+    (first, second), labels = axes, list(axes.values())
     down, across = (sorted({how[axis] for how in settings.values()}) for axis in axes)
-    charts = []
+    tables = {}
     for measure in measures:
-        table = torch.full((len(down), len(across)), nan)
+        table = tables[MEASURES[measure]] = torch.full((len(down), len(across)), nan)
         for name, how in settings.items():
             value = rows.get(name, {}).get(measure)
-            table[down.index(how[axes[0]]), across.index(how[axes[1]])] = nan if value is None else value
-        charts.append(viz.matrices({MEASURES[measure]: table}, names[1], names[0], ticks=(down, across),
-                                   numbers=".1f" if measure.startswith("psnr") else ".4f" if "epe" in measure else ".2f"))
-    return viz.grid([viz.grid(charts, columns=len(charts))], [title])
+            table[down.index(how[first]), across.index(how[second])] = nan if value is None else value
+    numbers = [".1f" if measure.startswith("psnr") else ".3f" for measure in measures]
+    return viz.matrices(tables, labels[1], labels[0], title, ticks=(down, across), numbers=numbers, apart=True)
 
 
 def by_memory(rows: dict, title: str) -> Image.Image:
-    narrow = {name: row for name, row in rows.items() if name.endswith("window 1")}
-    maps = squares(rows, title, MEMORY, ("sink", "window"), ("sink, chunks", "window, chunks"),
+    maps = squares(rows, title, MEMORY, {"sink": "sink, chunks", "window": "window, chunks"},
                    ("psnr_last", "epe_rel_last", "sharpness_kept", "saturation_kept"))
-    return viz.grid([maps, over_time(narrow, "with a window of one chunk")])
+    narrow = {name: row for name, row in rows.items() if name.endswith("window 1")}
+    return viz.grid([maps, over_time(narrow, "chunk by chunk, with a window of one chunk")])
 
 
 def by_guidance(rows: dict, title: str) -> Image.Image:
-    return squares(rows, title, GUIDANCE, ("text_scale", "motion_scale"), ("text scale", "motion scale"),
+    return squares(rows, title, GUIDANCE, {"text_scale": "text scale", "motion_scale": "motion scale"},
                    ("epe_rel", "psnr", "sharpness"))
 
 
@@ -572,7 +572,7 @@ def chart(report: dict, name: str) -> Image.Image:
     case = report["cases"][name]
     rows = case["settings"]
     n = max(len(values) for row in rows.values() for values in row["each"].values())
-    return CASES[name].draw(rows, f"{name}: {case['says']}\n{report['model']}, {report['machine']}, n at most {n}")
+    return CASES[name].draw(rows, f"{name}: {case['says']}\n{report['model']}, {report['machine']}, up to {n} clips")
 
 
 def table(report: dict) -> str:
