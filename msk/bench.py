@@ -134,7 +134,7 @@ def summary(kit: Kit, times: list[dict], first: float, threads: int) -> dict:
     early, late = times[:tenth], times[-tenth:]
     middle = lambda some, name: statistics.median(t[name] for t in some)
     return {
-        "model": kit.name, "device": _device_name(kit), "dtype": str(kit.dtype).removeprefix("torch."),
+        "model": kit.name, "device": device_name(kit), "dtype": str(kit.dtype).removeprefix("torch."),
         "attention": backend(kit.device, kit.dtype), "threads": threads, "height": g.height, "width": g.width,
         "chunk": c.chunk, "sink": c.sink, "window": c.window, "steps": c.steps,
         "fps": 1000 * sum(column("frames")) / sum(column("chunk")),
@@ -205,7 +205,7 @@ def _wait(kit: Kit) -> None:
         torch.cuda.synchronize(kit.device)
 
 
-def _device_name(kit: Kit) -> str:
+def device_name(kit: Kit) -> str:
     if kit.device.type == "cuda":
         return torch.cuda.get_device_name(kit.device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -114,12 +114,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = command("eval", run_eval, "measure quality on held-out clips")
     model(evaluate)
-    evaluate.add_argument("--suite", default="world", choices=["world", "hands", "text", "real"],
-                          help="dense tracks of whole clips; what hands do; is the prompt heard; your material")
+    evaluate.add_argument("--suite", default="world", choices=["world", "hands", "text", "real", "ablations"],
+                          help="dense tracks of whole clips; what hands do; is the prompt heard; your material; what each "
+                               "choice buys")
     evaluate.add_argument("--material", metavar="DIR", help="your videos and pictures (and track files), for real")
-    evaluate.add_argument("--clips", type=whole, help="how many; of clips (64), scenes of each case (8), files (all)")
-    evaluate.add_argument("--frames", type=whole, help="of hands' long play (ten chunks), of real's clips (45)")
-    evaluate.add_argument("--strips", metavar="DIR", help="a film strip for each case, or file, of all suites but world")
+    evaluate.add_argument("--clips", type=whole, help="how many; but for world, of each case (64; 8; 8; all files; 4)")
+    evaluate.add_argument("--cases", nargs="+", metavar="CASE", help="of the suites hands and ablations, only these")
+    evaluate.add_argument("--frames", type=whole,
+                          help="of hands' long play (ten chunks), of real's clips (45), of drift in ablations (900)")
+    evaluate.add_argument("--strips", metavar="DIR", help="a film strip for each case, or file, of hands, text and real")
+    evaluate.add_argument("--charts", metavar="DIR", help="a chart for each case of the suite ablations")
     evaluate.add_argument("--level", default="calm", choices=["calm", "full"], help="how wild the drawn world is")
     evaluate.add_argument("--json", metavar="F", help="write the figures there too")
 
@@ -278,22 +282,25 @@ def run_bench(args) -> None:
 
 
 def run_eval(args) -> None:
-    from . import evaluate, hands, real, words
+    from . import ablations, evaluate, hands, real, words
     both = dict(json_path=args.json, level=args.level, device=args.device)
-    if args.frames and args.suite not in ("hands", "real"):
-        raise ValueError(f"--frames is for the long play of --suite hands and for --suite real, and {args.suite} has none: "
-                         "leave it out")
+    played = ("hands", "ablations")
+    for option, suites in (("frames", (*played, "real")), ("cases", played), ("strips", ("hands", "text", "real")),
+                           ("charts", played[1:])):
+        if getattr(args, option) and args.suite not in suites:
+            raise ValueError(f"--{option} is for --suite {' and '.join(suites)}, and {args.suite} has none: leave it out")
     if bool(args.material) != (args.suite == "real"):
         raise ValueError("--suite real and --material DIR, a folder of videos and pictures, go together: give both, or none")
+    some = dict(cases=tuple(args.cases)) if args.cases else {}
     if args.suite == "real":
         real.run(args.material, args.model, args.clips, args.json, frames=args.frames or 45, strips=args.strips,
                  device=args.device)
     elif args.suite == "hands":
-        hands.run(args.model, args.clips or 8, long=args.frames, strips=args.strips, **both)
+        hands.run(args.model, args.clips or 8, long=args.frames, strips=args.strips, **some, **both)
+    elif args.suite == "ablations":
+        ablations.run(args.model, args.clips or 4, long=args.frames, charts=args.charts, **some, **both)
     elif args.suite == "text":
         words.run(args.model, args.clips or 8, strips=args.strips, **both)
-    elif args.strips:
-        raise ValueError("--strips is for the suites hands, text and real, and world draws none: leave it out")
     else:
         evaluate.run(args.suite, args.model, args.clips or 64, **both)
 

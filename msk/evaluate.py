@@ -185,7 +185,7 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
     second row, `student_sparse`: 1 to 20 points as drawn by hand, measured at these points alone.
     """
     if suite != "world":
-        raise ValueError(f"no suite called {suite!r} here: use 'world'; hands.run and words.run are the two others")
+        raise ValueError(f"no suite called {suite!r} here: use 'world'; hands.run, words.run and ablations.run are others")
     unknown = sorted(set(roles) - set(ROLES))
     if unknown:
         raise ValueError(f"nothing plays the role of {', '.join(unknown)}: use some of {', '.join(ROLES)}")
@@ -219,11 +219,26 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
     return keep(report, rounds, clips * len(names), json_path, table, quiet)
 
 
-def _batch(world: World, seeds: list[int], frames: int, grid: int, kits: dict, names: list[str], bar) -> dict:
-    """One batch of clips: {row: (made, truth, found, tracks)}."""
-    kit = kits["student"]
-    device, g = kit.device, torch.Generator().manual_seed(seeds[0])
-    clips = [world.sample(1, frames, seed=s) for s in seeds]                      # one seed a clip, whatever the batch
+@dataclass(frozen=True)
+class Shown:
+    """B held-out clips, and what a model is told of them: the truth [B, T, 3, H, W], a dense grid of its tracks, the points
+    that are measured (visible where they are), and how to follow others."""
+    truth: Tensor
+    captions: list[str]
+    dense: Tracks
+    asked: Tracks
+    follow: Callable[[Tensor], Tracks]
+    generator: torch.Generator
+
+    @property
+    def first(self) -> Tensor:
+        return self.truth[:, 0]
+
+
+def shown(world: World, seeds: list[int], frames: int, grid: int, max_id: int, device, points: int = POINTS) -> Shown:
+    """The clips of these seeds, one each, whatever the batch. grid: tracks along each side of the frame."""
+    g = torch.Generator().manual_seed(seeds[0])
+    clips = [world.sample(1, frames, seed=s) for s in seeds]
     truth = torch.cat([clip.frames for clip in clips])
     captions = [caption for clip in clips for caption in clip.captions]
 
@@ -232,10 +247,17 @@ def _batch(world: World, seeds: list[int], frames: int, grid: int, kits: dict, n
         return Tracks(*(torch.cat([getattr(p, name) for p in parts]) for name in ("xy", "visible", "ids"))).to(points.device)
 
     dense = follow(grid_points(world.geometry, grid, grid, len(seeds)))
-    dense = dense.with_ids(draw_ids(len(seeds), grid * grid, kit.preset.tracks.max_id, g)).to(device)
-    asked = trackers.trackable(truth, follow, POINTS, g).to(device)
-    truth = truth.to(device)
-    first = truth[:, 0]
+    dense = dense.with_ids(draw_ids(len(seeds), grid * grid, max_id, g)).to(device)
+    asked = trackers.trackable(truth, follow, points, g).to(device)
+    return Shown(truth.to(device), captions, dense, asked, follow, g)
+
+
+def _batch(world: World, seeds: list[int], frames: int, grid: int, kits: dict, names: list[str], bar) -> dict:
+    """One batch of clips: {row: (made, truth, found, tracks)}."""
+    kit = kits["student"]
+    clips = shown(world, seeds, frames, grid, kit.preset.tracks.max_id, kit.device)
+    truth, captions, dense, asked, g = clips.truth, clips.captions, clips.dense, clips.asked, clips.generator
+    first, follow, device = clips.first, clips.follow, kit.device
     measured = {}
     for name in names:
         tracks, found = asked, None
@@ -290,18 +312,19 @@ def header(suite: str, kit: Kit, *others: Kit, **more) -> dict:
 
 
 def keep(report: dict, rounds: Callable[[tqdm], Iterator], clips: int, json_path, table: Callable[[dict], str],
-         quiet: bool) -> dict:
+         quiet: bool, unit: str = "clip") -> dict:
     """Go through the rounds of a suite, each of which adds to the report, and print the table.
 
-    rounds: takes the progress bar, which counts to `clips`. Written after each round; an interrupt keeps what was measured.
+    rounds: takes the progress bar, which counts to `clips` (or other units). Written after each round; an interrupt keeps
+    what was measured.
     """
-    bar = tqdm(total=clips, desc=f"eval {report['model']}", unit="clip", disable=quiet)
+    bar = tqdm(total=clips, desc=f"eval {report['model']}", unit=unit, disable=quiet)
     try:
         for _ in rounds(bar):
             _write(json_path, report)
         report["complete"] = True
     except KeyboardInterrupt:
-        bar.write(f"stopped after {bar.n} of {clips} clips; what was measured is kept")
+        bar.write(f"stopped after {bar.n} of {clips} {unit}s; what was measured is kept")
     finally:
         bar.close()
     _write(json_path, report)

@@ -124,7 +124,7 @@ def take(world: World, case: Case, seed: int, frames: int, max_id: int = 64) -> 
     clip = Clip(scene.render(), [plain(captions[0])], scene)
     moved = torch.tensor(things) + 1
 
-    points = trackers.trackable(clip.frames, clip.track, LOOKED_AT, g)
+    points = measurable(clip, LOOKED_AT, g)
     points = chosen(points, points.visible[0].any(dim=0).nonzero()[:, 0].tolist())
     size, layer = torch.tensor([geometry.width, geometry.height]), scene.track(points.xy[:, 0])[2][0]
     handles = []
@@ -144,6 +144,18 @@ def take(world: World, case: Case, seed: int, frames: int, max_id: int = 64) -> 
         told = told.concat(chosen(pins, ground[0].nonzero()[:, 0].tolist()))
     told = replace(told, ids=draw_ids(1, told.xy.shape[2], max_id, g), origin=told.xy[:, 0])
     return Take(seed, clip.captions[0], clip.frames, told, dragged, thing, rest)
+
+
+def measurable(clip: Clip, count: int, generator: torch.Generator, most: int = 128) -> Tracks:
+    """`trackers.trackable` of a staged clip; a longer one than `most` frames is looked at every so many frames only."""
+    every = -(-clip.frames.shape[1] // most)
+    if every == 1:
+        return trackers.trackable(clip.frames, clip.track, count, generator)
+    few = {name: getattr(clip.scene, name)[:, ::every] for name in ("centre", "size", "turn", "pan", "zoom", "roll")}
+    follow = replace(clip, scene=replace(clip.scene, **few)).track
+    seen = trackers.trackable(clip.frames[:, ::every], follow, count, generator)
+    points = clip.track(seen.xy[:, 0])
+    return replace(points, visible=points.visible & seen.visible.repeat_interleave(every, dim=1)[:, :clip.frames.shape[1]])
 
 
 def chosen(tracks: Tracks, index: list[int]) -> Tracks:

@@ -238,6 +238,28 @@ def curves(lines: dict[str, Sequence], x: str = "", y: str = "", title: str = ""
            log: bool = False) -> Image.Image:
     """Lines by name: y values, or (x values, y values); marks: upright dotted lines by name."""
     figure, [[axes]] = _figure(6, 3)
+    _lines(axes, lines, x, y, marks)
+    axes.set_title(title, fontsize=10)
+    if log:
+        axes.set_yscale("log")
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
+    return _drawn(figure)
+
+
+def curves_beside(panels: dict[str, dict[str, Sequence]], x: str = "", title: str = "", marks: dict[str, float] | None = None
+                  ) -> Image.Image:
+    """`curves` of the same names side by side: one panel for each measure, which is named with its unit."""
+    figure, [axes] = _figure(4.6 * len(panels), 3.2, len(panels))
+    for panel, (y, lines) in zip(axes, panels.items()):
+        _lines(panel, lines, x, y, marks)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=8, loc="outside lower center", ncols=len(names))
+    figure.suptitle(title, fontsize=10)
+    return _drawn(figure)
+
+
+def _lines(axes, lines: dict[str, Sequence], x: str, y: str, marks: dict[str, float] | None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     dashes = ("-", "--", "-.", ":")
     for i, (name, line) in enumerate(lines.items()):
@@ -250,12 +272,6 @@ def curves(lines: dict[str, Sequence], x: str = "", y: str = "", title: str = ""
         axes.axvline(at, color=INK, lw=0.8, ls=":")
         axes.annotate(name, (at, 1), xycoords=("data", "axes fraction"), fontsize=8, color=INK, va="top")
     axes.set(xlabel=x, ylabel=y)
-    axes.set_title(title, fontsize=10)
-    if log:
-        axes.set_yscale("log")
-    if len(lines) > 1:
-        axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
-    return _drawn(figure)
 
 
 def bars(values: dict[str, float], x: str = "", title: str = "", digits: int = 2) -> Image.Image:
@@ -271,12 +287,40 @@ def bars(values: dict[str, float], x: str = "", title: str = "", digits: int = 2
     return _drawn(figure)
 
 
+def whiskers(measures: dict[str, dict[str, tuple[float, float]]], title: str = "", digits: int = 3) -> Image.Image:
+    """Settings below each other, a panel for each measure (named with its unit): the mean as a dot with its number, and two
+    standard errors to either side. measures: by name, by setting: (mean, standard error)."""
+    names = list(dict.fromkeys(name for rows in measures.values() for name in rows))
+    figure, [axes] = _figure(1.2 + 2.3 * len(measures), 1.1 + 0.34 * len(names), len(measures))
+    for i, (panel, (measure, rows)) in enumerate(zip(axes, measures.items())):
+        at = [names.index(name) for name in rows]
+        means, errors = zip(*rows.values()) if rows else ((), ())
+        panel.errorbar(means, at, xerr=[2 * e for e in errors], fmt="o", color=COLOURS[i % 6], ms=5, lw=1.2, capsize=2)
+        for y, mean in zip(at, means):
+            panel.annotate(f"{mean:.{digits}g}", (mean, y), (0, 5), textcoords="offset points", fontsize=7, ha="center")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set(ylim=(len(names) - 0.5, -0.7), yticks=range(len(names)))
+        panel.set_yticklabels(names if not i else [], fontsize=8)
+        panel.set_xlabel(measure, fontsize=8)
+        panel.tick_params(axis="x", labelsize=7)
+        panel.xaxis.get_major_locator().set_params(nbins=4)
+        panel.margins(x=0.15)
+        panel.grid(axis="y", lw=0.4, alpha=0.5)
+    figure.suptitle(title, fontsize=9)
+    return _drawn(figure)
+
+
 def matrices(tables: dict[str, Tensor], x: str = "", y: str = "", title: str = "", unit: str = "", every: int = 0,
-             ticks: tuple[Sequence, Sequence] | None = None, numbers: str = "", size: float = 2.4) -> Image.Image:
-    """Tables [rows, columns] as heat maps on one scale; numbers: a format to write each value in, as ".1f"."""
-    figure, [axes] = _figure(size * len(tables) + 0.6, size + 0.5, len(tables))
-    low, high = min(t.min().item() for t in tables.values()), max(t.max().item() for t in tables.values())
-    for panel, (name, table) in zip(axes, tables.items()):
+             ticks: tuple[Sequence, Sequence] | None = None, numbers: str | Sequence[str] = "", size: float = 2.4,
+             apart: bool = False) -> Image.Image:
+    """Tables [rows, columns] as heat maps on one scale, or each on its own (apart); numbers: a format to write each value
+    in, as ".1f", or one a table."""
+    figure, [axes] = _figure((size + apart) * len(tables) + 0.6, size + 0.5, len(tables))
+    formats = [numbers] * len(tables) if isinstance(numbers, str) else numbers
+    for i, (panel, (name, table)) in enumerate(zip(axes, tables.items())):
+        known = table if apart else torch.cat([t.flatten() for t in tables.values()])
+        known = known[known.isfinite()]
+        low, high = (known.min().item(), known.max().item()) if len(known) else (0, 1)
         shown = panel.imshow(_plain(table), cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
         for at in range(every, max(table.shape), every) if every else ():
             panel.axhline(at - 0.5, color=PAPER, lw=0.8)
@@ -284,14 +328,19 @@ def matrices(tables: dict[str, Tensor], x: str = "", y: str = "", title: str = "
         if ticks is not None:
             panel.set_yticks(range(len(ticks[0])), ticks[0], fontsize=8)
             panel.set_xticks(range(len(ticks[1])), ticks[1], fontsize=8)
-        for r, row in enumerate(table.tolist()) if numbers else ():
+        for r, row in enumerate(table.tolist()) if formats[i] else ():
             for c, value in enumerate(row):
-                panel.text(c, r, format(value, numbers), ha="center", va="center", fontsize=8,
+                if math.isnan(value):
+                    continue
+                panel.text(c, r, format(value, formats[i]), ha="center", va="center", fontsize=8,
                            color="black" if value > (low + high) / 2 else "white")
         panel.set_title(name, fontsize=9)
         panel.set_xlabel(x, fontsize=8)
+        if apart:
+            figure.colorbar(shown, ax=panel, shrink=0.8).ax.tick_params(labelsize=7)
     axes[0].set_ylabel(y, fontsize=8)
-    figure.colorbar(shown, ax=list(axes), shrink=0.8).set_label(unit, fontsize=8)
+    if not apart:
+        figure.colorbar(shown, ax=list(axes), shrink=0.8).set_label(unit, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return _drawn(figure)
 

@@ -190,17 +190,20 @@ def test_training_is_handed_what_was_asked(monkeypatch, capsys):
 
 
 def test_each_suite_of_eval_is_handed_what_was_asked(monkeypatch, capsys):
-    from msk import evaluate, hands, real, words
+    from msk import ablations, evaluate, hands, real, words
     asked = []
-    for room in (evaluate, hands, real, words):
+    for room in (ablations, evaluate, hands, real, words):
         monkeypatch.setattr(room, "run", lambda *order, _room=room, **how: asked.append((_room, order, how)))
     assert run("eval") == run("eval", "--suite", "hands", "--frames", 1440, "--strips", "out") == 0
     assert run("eval", "--suite", "text", "--clips", 3, "--json", "t.json") == 0
+    assert run("eval", "--suite", "ablations", "--cases", "chunk", "drift", "--frames", 300, "--charts", "out") == 0
     assert [(room, order) for room, order, _ in asked] == [
-        (evaluate, ("world", "tiny", 64)), (hands, ("tiny", 8)), (words, ("tiny", 3))]
+        (evaluate, ("world", "tiny", 64)), (hands, ("tiny", 8)), (words, ("tiny", 3)), (ablations, ("tiny", 4))]
     assert asked[1][2]["long"] == 1440 and asked[1][2]["strips"] == "out" and asked[2][2]["json_path"] == "t.json"
-    assert "--frames is for the long play" in refused(capsys, "eval", "--suite", "text", "--frames", 99)
-    assert "world draws none" in refused(capsys, "eval", "--strips", "out")
+    assert asked[3][2]["cases"] == ("chunk", "drift") and asked[3][2]["long"] == 300 and asked[3][2]["charts"] == "out"
+    assert "--frames is for --suite hands and ablations" in refused(capsys, "eval", "--suite", "text", "--frames", 99)
+    assert "world has none" in refused(capsys, "eval", "--strips", "out")
+    assert "--charts is for --suite ablations" in refused(capsys, "eval", "--suite", "hands", "--charts", "out")
     assert run("eval", "--suite", "real", "--material", "mine", "--clips", 2, "--frames", 21) == 0
     assert asked[-1][:2] == (real, ("mine", "tiny", 2, None)) and asked[-1][2]["frames"] == 21
     assert "go together" in refused(capsys, "eval", "--suite", "real")

@@ -29,6 +29,7 @@ MAY = {
     "hands": ROUTE | SIDE | {"kit", "evaluate", "generate", "viz"},
     "real": ROUTE | SIDE | {"kit", "evaluate", "generate", "hands", "picture", "viz"},
     "words": ROUTE | SIDE | {"kit", "evaluate", "viz"},
+    "ablations": ROUTE | SIDE | {"kit", "evaluate", "hands", "bench", "viz", "train"},
 }
 CORE = {"torch", "numpy", "einops", "safetensors", "huggingface_hub", "tqdm", "PIL"}
 

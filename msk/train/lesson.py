@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import cycle
 
 import torch
+from torch import nn
 
 from ..config import Geometry, Preset
 from ..dit import DiT
@@ -31,10 +32,11 @@ def small(preset: Preset, pixels: int = 32) -> Preset:
                    sample_steps=6)
 
 
-def untrained(preset: Preset, seed: int = 0) -> Teacher:
+def untrained(preset: Preset, seed: int = 0, track_head: nn.Module | None = None) -> Teacher:
+    """track_head: another way to show tracks, in place of the preset's."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Teacher(DiT(preset.dit), TrackHead(preset.tracks, preset.geometry), TextEncoder(preset.text))
+        return Teacher(DiT(preset.dit), track_head or TrackHead(preset.tracks, preset.geometry), TextEncoder(preset.text))
 
 
 def drawn_batches(preset: Preset, vae: TinyVAE, count: int, batch: int, latent_frames: int, *, clips: int = 128,
@@ -55,10 +57,11 @@ def taught(learner: Learner, loss_of: Callable, batches: list, steps: int) -> It
     learner.module.load_state_dict(learner.averaged())
 
 
-def teach(preset: Preset, batches: list[Batch], steps: int, lr: float = 2e-3, seed: int = 0) -> Teacher:
-    """Stage two in one call, as notebook 04 goes through it."""
+def teach(preset: Preset, batches: list[Batch], steps: int, lr: float = 2e-3, seed: int = 0,
+          track_head: nn.Module | None = None) -> Teacher:
+    """Stage two in one call, as notebook 04 goes through it. track_head: in place of the preset's."""
     torch.manual_seed(seed)
-    models = untrained(preset, seed).to(batches[0].latents.device)
+    models = untrained(preset, seed, track_head).to(batches[0].latents.device)
     learner = Learner(models, lr, ema=.98, muon=in_blocks, muon_lr=2 * lr)
     for _ in taught(learner, lambda batch: teacher_loss(models, batch, preset.stream.time_shift), batches, steps):
         pass
