@@ -77,7 +77,7 @@ viz.strip(viz.draw_tracks(frames, tracks, zoom=2), count=6)
 # %%
 from msk.world import HELD_OUT, World, grid_points
 
-geometry = msk.PRESETS["tiny"].geometry                     # 96 x 96 pixels, cells of 8, four frames a latent frame
+geometry = msk.PRESETS["tiny"].geometry                     # 128 x 128 pixels, cells of 8, four frames a latent frame
 clip = World(geometry, level="full").sample(1, frames=45, seed=HELD_OUT + 29)
 points = grid_points(geometry, 7, 7)                        # [1, 49, 2] in the first frame
 exact = clip.track(points)

@@ -166,7 +166,7 @@ def pull(x=70, y=30, latent_frame=8):
     return viz.panels({f"pixel frame {4 * latent_frame}": viz.image(film), "motion map": viz.image(colours)}, width=2.8)
 
 
-viz.live(pull, x=(0, 95), y=(0, 95), latent_frame=(0, 11))
+viz.live(pull, x=(0, 127), y=(0, 127), latent_frame=(0, 11))
 
 # %% [markdown]
 # And under your hand. This is the live canvas of notebook 00, but in place of a video it shows what the transformer is
@@ -248,7 +248,7 @@ viz.curves(share, "tracks in the picture", "share found again", "who is who? (ne
 # %%
 from msk.motion import carry, warp
 
-dense, picture = clip.track(grid_points(geometry, 24, 24)), clip.frames[:, 0]
+dense, picture = clip.track(grid_points(geometry, 32, 32)), clip.frames[:, 0]
 moved, near = warp(dense, picture, reach=1.5 * geometry.stride)             # [B, T, 3, H, W], [B, T, H / 4, W / 4]
 taken = carry(dense.to(kit.device), kit.pixels(picture), kit.vae.encode_alone, geometry)        # [B, F, C + 4, h, w]
 seen = kit.vae.decode(taken[:, :, :config.carry])[0][0].float().cpu()

@@ -213,7 +213,7 @@ viz.grid(strips, list(asked))
 # %% [markdown]
 # ## What hours give
 #
-# The same loss, a transformer of seven million parameters, pictures of 96 x 96 pixels, and clips drawn as they are needed,
+# The same loss, a transformer of seven million parameters, pictures of 128 x 128 pixels, and clips drawn as they are needed,
 # so that none is seen twice for long. The whole run is one command, and `--resume` goes on where it was stopped:
 #
 # ```
@@ -243,7 +243,7 @@ truth = clip.track(grid_points(preset.geometry, 10, 10)).with_ids(tracks.ids[:, 
 rows = {"true, 32 x 32 pixels": clip.frames[0], "untrained": made(nobody, clip, truth),
         "after half a minute": made(small, clip, truth)}
 strips = [viz.strip(frames, count=6, zoom=3) for frames in rows.values()]
-viz.grid([*strips, viz.strip(hours, count=6)], [*rows, "after hours, 96 x 96 pixels"])
+viz.grid([*strips, viz.strip(hours, count=6)], [*rows, "after hours, 128 x 128 pixels"])
 
 # %% [markdown]
 # ## Things to try

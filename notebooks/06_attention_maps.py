@@ -80,7 +80,7 @@ print("by hand and attend agree:", torch.allclose(look @ c, same, atol=1e-5), "|
 #
 # `capture()` collects the attention maps of every layer while a model runs. We hand the models a clip with much noise
 # in it, as they meet it on their way: the teacher without any mask, the student with the two causal ones. A latent
-# frame is 6 x 6 tokens, so a map has 432 rows; here they are gathered into frames, over all layers and heads.
+# frame is 8 x 8 tokens, so a map has 768 rows; here they are gathered into frames, over all layers and heads.
 
 # %%
 from msk.attention import capture
@@ -94,7 +94,8 @@ clean = kit.vae.encode(clip.frames.to(kit.device))                          # [B
 noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(kit.device)
 
 # %%
-frames, tokens = 12, (kit.geometry.latent_size[0] // 2) * (kit.geometry.latent_size[1] // 2)
+rows, columns = (n // 2 for n in kit.geometry.latent_size)                  # of tokens: patches of 2 x 2 cells
+frames, tokens = 12, rows * columns
 t = torch.full((1, frames), 0.75, device=kit.device)
 noisy = add_noise(clean[:, :frames], noise[:, :frames], t)
 
@@ -137,8 +138,8 @@ viz.curves({f"layer {i}": (range(6, frames), by_frame(layer)[6:, 0]) for i, laye
 # And where does a single token look? The circle is the token; each panel is a latent frame.
 
 # %%
-query = 11 * tokens + 3 * 6 + 3                                             # frame 11, row 3, column 3
-viz.grid([viz.attention_map(layers.mean(0), (6, 6), query, name) for name, layers in kinds.items()])
+query = 11 * tokens + 3 * columns + 3                                       # frame 11, row 3, column 3
+viz.grid([viz.attention_map(layers.mean(0), (rows, columns), query, name) for name, layers in kinds.items()])
 
 # %% [markdown]
 # ## Mask against past
@@ -212,18 +213,20 @@ for chunk in range(6):
 
 
 # %%
-def slots(chunk=4, step=0, layer=2, row=3, column=3):
+def slots(chunk=4, step=0, layer=2, down=3, right=3):
     weights = seen[chunk, step][layer]
     held = {"sink": 0} if chunk else {}
     held |= {"window": chunk - 1} if chunk > 1 else {}
     names = [f"{slot} {3 * c + f}" for slot, c in (held | {"now": chunk}).items() for f in range(3)]
-    query = tokens + row * 6 + column                                       # in the middle frame of its own chunk
+    query = tokens + down * columns + right                                 # in the middle frame of its own chunk
     share = weights[query].unflatten(0, (-1, 3 * tokens)).sum(1).tolist()
     told = ", ".join(f"{name.split()[0]} {part:.0%}" for name, part in zip(names[::3], share))
-    return viz.attention_map(weights, (6, 6), query, f"chunk {chunk}, step {step + 1}, layer {layer}: {told}", names)
+    told = f"chunk {chunk}, step {step + 1}, layer {layer}: {told}"
+    return viz.attention_map(weights, (rows, columns), query, told, names)
 
 
-viz.live(slots, chunk=(0, 5), step=(0, config.steps - 1), layer=(0, len(kit.dit.blocks) - 1), row=(0, 5), column=(0, 5))
+viz.live(slots, chunk=(0, 5), step=(0, config.steps - 1), layer=(0, len(kit.dit.blocks) - 1), down=(0, rows - 1),
+         right=(0, columns - 1))
 
 # %% [markdown]
 # ## The picture

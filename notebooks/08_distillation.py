@@ -315,7 +315,7 @@ for name, line in {"before": before, "after": after}.items():
 #
 # ## What hours give
 #
-# The same stage with seven million parameters, at 96 x 96 pixels:
+# The same stage with seven million parameters, at 128 x 128 pixels:
 #
 # ```
 # msk train distill --preset tiny --budget 30m --out runs/tiny

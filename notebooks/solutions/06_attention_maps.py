@@ -49,7 +49,8 @@ for level in (0.1, 0.5, 0.75, 0.95):
 #    knows which is which.
 
 # %%
-layer_of = clip.scene.track(grid_points(kit.geometry, 6, 6))[2][0]                      # one point a token, in its middle
+middles = grid_points(kit.geometry, *(n // 2 for n in kit.geometry.latent_size))        # one point a token
+layer_of = clip.scene.track(middles)[2][0]
 looks = maps(0.75, kind="cross").mean(0).unflatten(0, (frames, tokens)).mean(0)         # [tokens, words]
 words = clip.captions[0].replace(",", "").split()
 for word, thing, ground in zip(words, looks[layer_of > 0].mean(0), looks[layer_of == 0].mean(0)):
