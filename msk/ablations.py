@@ -25,7 +25,7 @@ from . import bench, hands, trackers, viz
 from .config import Preset
 from .evaluate import Shown, by_student, by_teacher, epe, header, held_out, keep, psnr, save_strip, shown
 from .kit import Kit, load
-from .motion import TrackHead, cells, drawn
+from .motion import TrackHead, cells, draw_ids, drawn
 from .tracks import Tracks
 from .train import dmd, lesson, ode
 from .train.loop import Learner
@@ -156,25 +156,30 @@ def played(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Callab
     """The student streams the clips as each setting says, and then, by itself, shows how fast it is."""
     kits = {name: changed(job.student, **stream) for name, stream in settings.items()}
     makers = {name: partial(streamed, kit, frames=job.frames) for name, kit in kits.items()}
-    return [*compared(job, rows, job.student, makers, job.frames),
-            *(partial(timed, rows, name, kit, job.seed - HELD_OUT) for name, kit in kits.items())]
+    return [*compared(job, rows, job.student, makers, job.frames), partial(timed, rows, kits, job.seed - HELD_OUT)]
 
 
 def streamed(kit: Kit, clips: Shown, seed: int, frames: int) -> Tensor:
     return by_student(kit, clips.captions, clips.first, clips.dense, frames, seed)
 
 
-def timed(rows: dict, name: str, kit: Kit, seed: int) -> None:
-    """latency_ms, from tracks to pictures, and frame_ms, all work over the frames made; one value a chunk (see `bench`)."""
-    step, stream = bench.stepper(kit, seed), kit.preset.stream
-    for _ in range(1 + stream.sink + stream.window):
-        step()
-    times = [step() for _ in range(TIMED)]
-    note(rows, name, latency_ms=[t["latency"] for t in times], frame_ms=[t["chunk"] / t["frames"] for t in times])
+def timed(rows: dict, kits: dict[str, Kit], seed: int) -> None:
+    """latency_ms, from tracks to pictures, and frame_ms, all work over the frames made; one value a chunk (see `bench`).
+
+    The settings take turns, so that whatever else the machine does meets all of them alike.
+    """
+    steps = {name: bench.stepper(kit, seed) for name, kit in kits.items()}
+    remembered = max(1 + kit.preset.stream.sink + kit.preset.stream.window for kit in kits.values())
+    for turn in range(remembered + TIMED):
+        for name, step in steps.items():
+            took = step()
+            if turn >= remembered:
+                note(rows, name, latency_ms=[took["latency"]], frame_ms=[took["chunk"] / took["frames"]])
 
 
 def lasting(job: Job, settings: dict, rows: dict, strip: Callable, frames: int = 0) -> list[Callable]:
-    """A hand leads a thing round and round (`hands`, "long"); how do the last three chunks compare with the first three?
+    """A thing is led round and round (`hands`, "long") by all its points, while others say that the rest stays; how do the
+    last three chunks compare with the first three?
 
     frames: by default the length asked for. Under "lines", chunk by chunk: psnr; sharpness and saturation as shares of the
     truth's. EPE begins anew in each of the two stretches: what is further away there than `trackers.register` reaches, a
@@ -187,7 +192,7 @@ def lasting(job: Job, settings: dict, rows: dict, strip: Callable, frames: int =
 
     def measure(name):
         if name == next(iter(settings)):
-            now.update(shot=next(scenes), made={})
+            now.update(shot=by_all(next(scenes), kit.preset.tracks.max_id), made={})
         shot = now["shot"]
         made = hands.play(changed(kit, **settings[name]), shot)
         lines = looks(made[0], shot.truth[0], spans)
@@ -207,6 +212,14 @@ def lasting(job: Job, settings: dict, rows: dict, strip: Callable, frames: int =
                 strip(film(now["made"], shot))
 
     return [partial(measure, name) for _ in range(job.clips) for name in settings]
+
+
+def by_all(shot: hands.Take, max_id: int) -> hands.Take:
+    """The same take, told by every point that is measured: what one handle cannot say is another question (`hands`)."""
+    thing = shot.dragged.concat(shot.thing)
+    told = replace(thing, visible=torch.ones_like(thing.visible)).concat(shot.rest)
+    ids = draw_ids(1, told.xy.shape[2], max_id, torch.Generator().manual_seed(shot.seed))
+    return replace(shot, told=replace(told, ids=ids, origin=told.xy[:, 0]))
 
 
 def looks(made: Tensor, truth: Tensor, spans: list[tuple[int, int]]) -> dict[str, list[float]]:
@@ -229,7 +242,7 @@ def film(made: dict[str, Tensor], shot: hands.Take, count: int = 9) -> Image.Ima
     pick = torch.linspace(0, frames - 1, min(count, frames)).round().long()
     hand = Tracks(shot.dragged.xy[:, pick], shot.dragged.visible[:, pick], shot.dragged.ids)
     rows = {f"{shot.caption}, seed {shot.seed}; {frames} frames. Truth:": shot.truth, **made}
-    strips = [viz.strip(viz.draw_tracks(video[0, pick], hand, trail=1), count) for video in rows.values()]
+    strips = [viz.strip(viz.draw_tracks(video[0, pick], hand, trail=0), count) for video in rows.values()]
     return viz.grid(strips, list(rows))
 
 
@@ -571,7 +584,7 @@ def chart(report: dict, name: str) -> Image.Image:
     """The picture of one case of a report, which may come from its file."""
     case = report["cases"][name]
     rows = case["settings"]
-    n = max(len(values) for row in rows.values() for values in row["each"].values())
+    n = max(len(row["each"].get("psnr", row["each"].get("psnr_last", []))) for row in rows.values())
     return CASES[name].draw(rows, f"{name}: {case['says']}\n{report['model']}, {report['machine']}, up to {n} clips")
 
 

@@ -141,6 +141,15 @@ def test_the_two_ways_of_learning_start_from_one_student_and_part(kit):
     assert len(values) == 3 and len(set(values)) == 3 and max(values) - min(values) < 1
 
 
+def test_the_whole_thing_is_told_in_a_long_play_and_each_point_by_an_id_of_its_own(kit):
+    from msk import hands
+    from msk.world import World
+    shot = next(hands.takes(World(kit.geometry), "long", HELD_OUT, 1, FRAMES, kit.preset.tracks.max_id))
+    told = ablations.by_all(shot, kit.preset.tracks.max_id).told
+    assert told.xy.shape[2] == sum(t.xy.shape[2] for t in (shot.dragged, shot.thing, shot.rest)) > shot.told.xy.shape[2]
+    assert len(told.ids.unique()) == told.ids.numel() and torch.equal(told.origin, told.xy[:, 0])
+
+
 # -- the suite -----------------------------------------------------------------------------------------------------------
 
 def test_the_same_seeds_give_the_same_report_and_a_chart_that_is_not_blank(kit, tmp_path):
@@ -155,6 +164,20 @@ def test_the_same_seeds_give_the_same_report_and_a_chart_that_is_not_blank(kit, 
     assert chart.width > 600 and len(chart.getcolors(10 ** 6)) > 20
     assert chart.tobytes() == ablations.chart(written, "chunk").tobytes(), "and the file alone gives it again"
     assert "\nchunk: latent frames made at once\n" in ablations.table(written) and "  paper: " in ablations.table(written)
+
+
+def test_settings_take_turns_on_the_clock(kit, monkeypatch):
+    turns, stepper = [], ablations.bench.stepper
+
+    def watched(kit, seed):
+        step = stepper(kit, seed)
+        return lambda: turns.append(kit.preset.stream.steps) or step()
+
+    monkeypatch.setattr(ablations.bench, "stepper", watched)
+    found = {}
+    ablations.timed(found, {str(n): ablations.changed(kit, steps=n) for n in (1, 2)}, 0)
+    assert turns == [1, 2] * (len(turns) // 2) and len(turns) > 4
+    assert all(len(row["each"]["latency_ms"]) == 2 for row in found.values()), "only what comes after the cache is full"
 
 
 def test_a_long_play_leaves_its_strip(kit, tmp_path):

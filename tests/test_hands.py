@@ -203,3 +203,15 @@ def test_what_cannot_be_played_is_one_sentence(toy, monkeypatch):
     monkeypatch.setattr(hands, "take", lambda *order: None)
     with pytest.raises(ValueError, match="0 of 40 scenes can play 'added', 2 are wanted"):
         hands.run(toy, 2, cases=("added",), frames=5, quiet=True)
+
+
+def test_a_very_long_clip_is_looked_at_now_and_then_and_its_points_are_still_true():
+    shot_of = lambda most: hands.measurable(clip, 16, torch.Generator().manual_seed(0), most)
+    scene, captions = WORLD.scene(1, FRAMES, HELD_OUT)
+    scene = hands.staged(scene, [0], hands.circle(torch.linspace(0, 1, FRAMES))[:, None])
+    clip = hands.Clip(scene.render(), captions, scene)
+    sparse = shot_of(8)
+    assert sparse.xy.shape[:3] == (1, FRAMES, 16)
+    true = clip.track(sparse.xy[:, 0])
+    torch.testing.assert_close(sparse.xy, true.xy)
+    assert not (sparse.visible & ~true.visible).any() and sparse.visible.any()
