@@ -94,8 +94,9 @@ def splat(tracks: Tracks, geometry: Geometry, config: TrackConfig) -> Tensor:
 def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple[Tensor, Tensor]:
     """The given picture as its tracks move it: picture [B, 3, H, W] -> frames [B, T, 3, H, W], and near [B, T, H/4, W/4].
 
-    Each block of pixels goes with the visible track nearest to its centre, if one is within `reach` pixels and knows its
-    origin; the others stay. near: 1 where a track runs through the centre, 0 at `reach`. No parameters.
+    Each block of pixels goes with the visible track nearest to its centre, if one is within reach and knows its origin; the
+    others stay. A track reaches as far as its next neighbour began, at least `reach` pixels and at most twice as many: one
+    that is alone speaks for more. near: 1 where a track runs through the centre, 0 as far as it reaches. No parameters.
     """
     (b, t, n, _), (height, width), device = tracks.xy.shape, picture.shape[-2:], tracks.xy.device
     y, x = (torch.arange(0, size, block, device=device) + block / 2 for size in (height, width))
@@ -108,24 +109,28 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
     size, frames, near = xy.new_tensor([width, height]), [], []
     for i in range(b):                                                          # clip by clip: [T, M, N] is large
         if n:
+            began = origin[i].float().nan_to_num(1e4)
+            apart = torch.cdist(began, began).fill_diagonal_(torch.inf).amin(dim=1).clamp(reach, 2 * reach)     # [N]
             distance, who = torch.cdist(centres.expand(t, -1, -1), xy[i]).min(dim=-1)               # [T, M]
-            with_it = moved[i].gather(1, who[..., None].expand(-1, -1, 2)) * (distance < reach)[..., None]
+            distance = distance / apart[who]
+            with_it = moved[i].gather(1, who[..., None].expand(-1, -1, 2)) * (distance < 1)[..., None]
         else:
-            distance, with_it = xy.new_full((t, len(centres)), reach), xy.new_zeros(t, len(centres), 2)
+            distance, with_it = xy.new_ones(t, len(centres)), xy.new_zeros(t, len(centres), 2)
         way = with_it.unflatten(1, (len(y), len(x))).repeat_interleave(block, 1).repeat_interleave(block, 2)
         source = torch.stack([columns, rows], dim=-1) - way[:, :height, :width]                     # [T, H, W, 2]
         frames.append(F.grid_sample(picture[i].expand(t, -1, -1, -1), source * 2 / size - 1, padding_mode="border",
                                     align_corners=False))
-        near.append((1 - distance / reach).clamp_min(0).unflatten(1, (len(y), len(x))))
+        near.append((1 - distance).clamp_min(0).unflatten(1, (len(y), len(x))))
     return torch.stack(frames), torch.stack(near)
 
 
 def carry(tracks: Tracks, picture: Tensor, encode, geometry: Geometry, start: bool = True) -> Tensor:
     """What the tracks carry of the given picture, as latents: picture [B, 3, H, W] -> [B, F, C + 4, h, w].
 
-    The picture is moved (`warp`, one and a half cells far) and encoded, four pixel frames at a time (`encode`: [B, 4 F, 3,
-    H, W] -> [B, F, C, h, w]); then, for each of the four, how near tracks are. Zero where no track is near. start: see
-    `TrackHead`. After Wan-Move (2512.08765), which copies latents: latents move in steps of a cell, pixels do not.
+    The picture is moved (`warp`; one and a half cells far, three where a track is alone) and encoded, four pixel frames at
+    a time (`encode`: [B, 4 F, 3, H, W] -> [B, F, C, h, w]); then, for each of the four, how near tracks are. Zero where no
+    track is near. start: see `TrackHead`. After Wan-Move (2512.08765), which copies latents: latents move in steps of a
+    cell, pixels do not.
     """
     reach, repeat = 1.5 * geometry.stride, (geometry.time_stride - 1) * start
     frames, near = warp(tracks, picture, reach)

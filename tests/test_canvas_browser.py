@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msk.config import PRESETS
 from tests.pages import exact
 from tests.pages.browser import Stage, open_browser
 from tests.pages.serve import serve
@@ -233,13 +234,14 @@ def test_touch_on_a_narrow_screen(browser, canvas):
 
 # -- things of the world, moved by a model -----------------------------------------------------------------------------
 
-def things(count, seen=24):
+def things(count, geometry, seen=24):
     """(picture, caption, where a large thing is, where to drag it) of held-out clips; places are shares of the picture."""
     import torch
 
     from msk.world import HELD_OUT, World
-    clip = World(exact.GEOMETRY).sample(seen, frames=1, seed=HELD_OUT + 500)
-    rows = torch.arange(4, W, 4) + 0.5
+    width = geometry.width
+    clip = World(geometry).sample(seen, frames=1, seed=HELD_OUT + 500)
+    rows = torch.arange(4, width, 4) + 0.5
     grid = torch.cartesian_prod(rows, rows).expand(seen, -1, -1)
     layer = clip.scene.track(grid)[2]
     found = []
@@ -247,7 +249,7 @@ def things(count, seen=24):
         largest = max(set(layer[i].tolist()) - {0}, key=lambda k: int((layer[i] == k).sum()), default=None)
         if largest is not None:
             on = grid[i][layer[i] == largest]
-            start = on[(on - on.mean(0)).norm(dim=1).argmin()] / W                  # the middle, on the thing itself
+            start = on[(on - on.mean(0)).norm(dim=1).argmin()] / width              # the middle, on the thing itself
             towards = 0.5 - start
             end = start + 0.22 * towards / towards.norm() if towards.norm() > 0.1 else start + torch.tensor([0.2, 0.1])
             picture = Image.fromarray(clip.frames[i, 0].mul(255).round().byte().permute(1, 2, 0).numpy())
@@ -268,7 +270,8 @@ def find(patch, frame):
 @pytest.mark.parametrize("kit, most", [("exact", 0.02), ("tiny", 0.08)])
 def test_things_of_the_world_follow_the_pointer(browser, tmp_path, kit, most):
     """The errors of three drags, judged by where the thing's own pixels are found in the last frame the page received."""
-    chosen = things(3)
+    size = exact.GEOMETRY if kit == "exact" else PRESETS[kit].geometry
+    chosen, width = things(3, size), size.width
     pictures = [(picture, caption) for picture, caption, *_ in chosen]
     page, lobby, url = serve(kit, free_port(), folder=tmp_path, pictures=pictures)
     errors = []
@@ -283,9 +286,9 @@ def test_things_of_the_world_follow_the_pointer(browser, tmp_path, kit, most):
             stage.rests_at(*end)
             stage.page.mouse.up()
             last = stage.frames(1)[0][2]
-            (x, y), r = np.array(start) * W, 9
+            (x, y), r = np.array(start) * width, 9 * width // 96
             patch = np.asarray(picture, np.float32)[int(y) - r:int(y) + r, int(x) - r:int(x) + r]
-            errors.append(np.linalg.norm(find(patch, last) / W - end))
+            errors.append(np.linalg.norm(find(patch, last) / width - end))
             stage.page.close()
             assert stage.complaints == []
     finally:
