@@ -338,6 +338,41 @@ def test_a_take_holds_the_frames_that_were_shown_and_the_paths_that_were_asked(p
     assert kept["chunks"][1]["ids"] == asked.ids[0].tolist()
 
 
+def test_a_session_file_plays_the_same_frames_again_to_the_last_bit(kit, tmp_path):
+    import torch
+
+    from msk.live.replay import replay, whole
+    from msk.stream import Stream
+    session = Session(lambda prompt, image, seed: Stream(kit, prompt, image, seed=seed), kit.geometry, folder=tmp_path,
+                      name="toy", max_id=kit.preset.tracks.max_id)
+    shown = []
+    session.on_frame = shown.append
+    try:
+        session.open(exact.picture(), "snow", 4)
+        session.add(1, 0.3, 0.5)
+        session.path(2, [(0.0, 0.2, 0.2), (1.0, 0.8, 0.2)], loop="swing")
+        session.start()
+        session.grab([1])
+        session.move([Sample(1.0, 1, 0.7, 0.37)])
+        until(lambda: len(shown) > 12)
+        session.say("rain")
+        session.camera(right=0.2, down=0, zoom=0.1, roll=0, orbit=0, dolly=0)
+        until(lambda: len(shown) > 34)
+        session.anchor()
+        until(lambda: len(shown) > 58)
+        session.stop()
+        until(lambda: session.take.path is not None)
+        kept = read_session(session.take.file())
+    finally:
+        session.close()
+    frames = [f.picture for f in shown if not f.still]
+    again = torch.cat([made.clamp(0, 1).mul(255).round().byte() for made in replay(kit, kept)])
+    assert kept["shown"] == len(frames) == len(again)
+    assert all(np.array_equal(a, b.permute(1, 2, 0).numpy()) for a, b in zip(frames, again))
+    assert any("say" in c for c in kept["chunks"]) and any(c.get("anchor") for c in kept["chunks"])
+    assert whole(kept).xy.shape[1] == sum(c["frames"] for c in kept["chunks"])
+
+
 ABOUT = {"model": "exact", "prompt": "x", "seed": 0, "picture": "", "width": 96, "height": 96}
 
 
