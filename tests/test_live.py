@@ -248,6 +248,9 @@ def test_undo_takes_back_one_deed_at_a_time(play):
     for _ in range(5):
         session.undo()
         seen.append([(p["kind"], round(p["x"], 2)) for p in session.describe()["points"]])
+    for _ in range(4):
+        session.redo()
+    assert session.describe()["points"] == [] and session.describe()["undo"] == 4
     assert seen[0][0][0] == "pin" and seen[1][0][0] == "live" and seen[2] == [("live", 0.3)] and seen[3] == seen[4] == []
 
 

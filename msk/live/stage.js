@@ -494,6 +494,7 @@ function mountStage(el, host) {
     hold: () => say({ type: state === "paused" ? "resume" : "pause" }),
     reset: () => say({ type: "reset" }),
     undo: () => say({ type: "undo" }),
+    redo: () => say({ type: "redo" }),
     mp4: () => say({ type: "export", what: "mp4", mark: false }),
     remove: () => { if (chosen !== null) { points.delete(chosen); say({ type: "remove", ids: [chosen] }); chosen = null; } },
   };
@@ -524,7 +525,7 @@ function mountStage(el, host) {
     if (!inside && (!host.everywhere || target.closest?.("input, textarea, select, button, a, [contenteditable=true], [role=listbox], [role=option]"))) return;
     if (inside && target.closest?.("button") && (event.key === "Enter" || event.key === " ")) return;
     const step = event.shiftKey ? 0.1 : 0.02, chord = event.ctrlKey || event.metaKey;
-    const deed = chord ? { z: acts.undo, Z: acts.undo }[event.key] : {
+    const deed = chord ? { z: acts.undo, Z: acts.redo, y: acts.redo }[event.key] : {
       Enter: acts.toggle, " ": acts.hold, Delete: acts.remove, Backspace: acts.remove, Escape: () => { chosen = null; },
       ArrowLeft: chosen !== null && (() => nudge(-step, 0)), ArrowRight: chosen !== null && (() => nudge(step, 0)),
       ArrowUp: chosen !== null && (() => nudge(0, -step)), ArrowDown: chosen !== null && (() => nudge(0, step)),
