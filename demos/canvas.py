@@ -12,6 +12,7 @@ import torch
 import msk
 from msk.live.server import Lobby, Pictures
 from msk.live.session import Session
+from msk.live.widget import knowing
 from msk.picture import fitted, read_picture
 
 GALLERY = 12                                    # starting pictures from the world's held-out seeds
@@ -80,16 +81,16 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
     geometry = kit.geometry
     pictures = pictures or example_pictures(geometry)
     open_stream = open_stream or (lambda prompt, image, seed: msk.Stream(kit, prompt, image, seed=seed))
-    max_id = kit.preset.tracks.max_id if getattr(kit, "preset", None) else 16384
+    session_options = knowing(kit) | session_options
 
     def new_session() -> Session:
-        return Session(open_stream, geometry, name=kit.name, max_id=max_id, folder=folder, **session_options)
+        return Session(open_stream, geometry, name=kit.name, folder=folder, **session_options)
 
     shelf = Pictures()
     shown = [(fitted(read_picture(image), geometry), caption) for image, caption in pictures]
     for i, (image, _) in enumerate(shown):
         shelf.keep(f"start-{i}", image)
-    lobby = Lobby(new_session, shelf, first=("start-0", shown[0][1], 0))
+    lobby = Lobby(new_session, shelf, first=("start-0", shown[0][1], 0), folder=folder)
     turns = itertools.count()
 
     def wish(image: str, prompt: str, seed) -> dict:

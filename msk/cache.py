@@ -16,20 +16,37 @@ class ChunkCache:
         if sink < 0 or window < 0:
             raise ValueError(f"sink {sink} and window {window} count remembered chunks: use 0 or more")
         self.sink, self.window = sink, window
-        self._sinks: list[list[KV]] = []
-        self._recent: deque[list[KV]] = deque(maxlen=window)
+        self.made = 0                                           # pieces pushed so far: the number of the next one
+        self._sinks: list[tuple[int, list[KV]]] = []            # with their numbers
+        self._recent: deque[tuple[int, list[KV]]] = deque(maxlen=window)
 
     def push(self, kvs: list[KV]) -> None:
         """Remember one clean chunk (a pair per layer); the oldest in the window is forgotten."""
-        (self._sinks if len(self._sinks) < self.sink else self._recent).append(kvs)
+        (self._sinks if len(self._sinks) < self.sink else self._recent).append((self.made, kvs))
+        self.made += 1
 
     def past(self) -> list[KV] | None:
         """One pair per layer, sinks first; None while nothing is remembered."""
-        return join([*self._sinks, *self._recent])
+        return join([kvs for _, kvs in (*self._sinks, *self._recent)])
+
+    def held(self) -> tuple[list[int], list[int]]:
+        """Numbers of what is remembered: sinks, window."""
+        return [n for n, _ in self._sinks], [n for n, _ in self._recent]
+
+    def anchor(self, pieces: int = 1) -> None:
+        """Of all that is remembered keep the latest pieces, as if the video had begun with them: they are the new sinks."""
+        latest = [*self._sinks, *self._recent][-pieces:]
+        self._sinks = latest[:self.sink]
+        self._recent = deque(latest[self.sink:], maxlen=self.window)
+
+    def forget(self, number: int = 0, sinks: bool = True) -> None:
+        """Be as before the piece of this number came; without `sinks`, those stay."""
+        self._sinks, self.made = ([] if sinks else self._sinks), number
+        self._recent.clear()
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for chunk in (*self._sinks, *self._recent) for pair in chunk for x in pair)
+        return sum(x.nbytes for _, kvs in (*self._sinks, *self._recent) for pair in kvs for x in pair)
 
 
 class FrameCache(ChunkCache):
@@ -40,17 +57,16 @@ class FrameCache(ChunkCache):
 
     def __init__(self, sink: int, budget: int):
         super().__init__(sink, budget - sink)
-        self.budget, self.made = budget, 0
+        self.budget = budget
 
     def push(self, kvs: list[KV], frames: int) -> None:
         """Remember a clean chunk of so many latent frames."""
         for i in range(frames):                         # copies: a view of one frame would keep its whole chunk alive
             super().push([tuple(x.chunk(frames, dim=1)[i].clone() for x in pair) for pair in kvs])
-        self.made += frames
 
     def past(self, new: int) -> list[KV] | None:
         """What the next `new` latent frames may see."""
-        return join([*self._sinks, *self._latest(new)])
+        return join([kvs for _, kvs in self._sinks] + self._latest(new))
 
     def places(self, new: int) -> tuple[int, ...]:
         """Where the frames of `past(new)` and then the new ones stand in the video."""
@@ -62,7 +78,7 @@ class FrameCache(ChunkCache):
         if room < 0 and self._sinks:
             raise ValueError(f"a chunk of {new} latent frames and {self.sink} sinks do not fit a budget of {self.budget}: "
                              f"use {self.sink + new} or more")
-        return list(self._recent)[max(0, len(self._recent) - room):]
+        return [kvs for _, kvs in self._recent][max(0, len(self._recent) - room):]
 
 
 def join(pieces: list[list[KV]]) -> list[KV] | None:

@@ -15,6 +15,7 @@ msk: drag points on a picture and watch the video follow.
 
   play     msk demo                     the live canvas in your browser
            msk generate                 a clip from a picture, a prompt and tracks
+           msk replay SESSION           the video of a kept session again, frame for frame
   look     msk tracks FILE              what is in a track file; draw it, convert it
            msk doctor                   what is here, what is missing, what to do about it
            msk models                   every preset: size, memory, disk, licence
@@ -100,6 +101,13 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--text-scale", type=float, help="guidance of the teacher; the preset's")
     generate.add_argument("--motion-scale", type=float, help="guidance of the teacher; the preset's")
     generate.add_argument("--zoom", type=whole, default=1, help="write each pixel this many times as wide and high")
+
+    again = command("replay", run_replay, "make the video of a kept session again, frame for frame")
+    again.add_argument("session", help="the .json (or .jsonl, of one that was cut off) that the canvas has saved")
+    again.add_argument("--model", help="a preset's name or a folder of weights; the session's")
+    again.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is")
+    again.add_argument("--threads", type=whole, help="CPU threads")
+    again.add_argument("--out", default="clip.mp4", help=".mp4, .webp, .gif, or a folder for png")
 
     tracks = command("tracks", run_tracks, "look into a track file, draw it, convert it")
     tracks.add_argument("file")
@@ -231,6 +239,25 @@ def run_generate(args) -> None:
             print(f"\r{shown} of {frames} frames", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     print(f"{writer.path}: {shown} frames of {writer.size[0]}x{writer.size[1]}, {kit.name} {kit.role}, seed {args.seed}")
+
+
+def run_replay(args) -> None:
+    from . import __version__, video
+    from .kit import load
+    from .live.record import read_session
+    from .live.replay import fingerprint, replay
+    session = read_session(args.session)
+    kit = load(args.model or session["model"], device=args.device)
+    revision, shown = fingerprint(kit), 0
+    if session.get("revision") not in ("", None, revision):
+        print(f"these weights of {kit.name} are {revision}, the session was played with {session['revision']}: "
+              "its video will differ", file=sys.stderr)
+    about = dict(msk=__version__, model=kit.name, revision=revision, prompt=session["prompt"], seed=session["seed"])
+    with video.Writer(args.out, session["frames_per_second"], about) as writer:
+        for made in replay(kit, session):                               # [T, 3, H, W]
+            writer.add(made)
+            shown += len(made)
+    print(f"{writer.path}: {shown} frames of {writer.size[0]}x{writer.size[1]}, {kit.name}, seed {session['seed']}")
 
 
 def run_tracks(args) -> None:

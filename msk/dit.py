@@ -255,7 +255,7 @@ class DiT(nn.Module):
             latents = torch.cat([image[:, :1].to(latents).expand_as(latents[:, :1]), latents[:, 1:]], dim=1)
             t, image = torch.cat([torch.zeros_like(t[:, :1]), t[:, 1:]], dim=1), None
         x, grid = self.tokens(latents, motion, image, past)
-        if past is not None and past[0][0].shape[1] % (grid[1] * grid[2]):
+        if past and past[0][0].shape[1] % (grid[1] * grid[2]):
             raise ValueError(f"the past holds {past[0][0].shape[1]} tokens, which is no whole number of frames of "
                              f"{grid[1] * grid[2]} tokens: remember and continue at one size")
         context = self.read(text, clip) if isinstance(text, Tensor) else text
@@ -264,7 +264,7 @@ class DiT(nn.Module):
             six = self.time_projection(time).unflatten(-1, (6, -1))                 # [B, F, 6, dim]
         kvs = []
         for i, block in enumerate(self.blocks):
-            held = past[i] if past is not None else None
+            held = past[i] if past else None                    # []: nothing is remembered of a video that has begun
             if keys_only and i + 1 == len(self.blocks):
                 kvs.append(block.keys(x, six))
                 break

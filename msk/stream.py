@@ -45,27 +45,58 @@ class Roll:
         self.cache = FrameCache(config.sink, config.budget) if config.budget else ChunkCache(config.sink, config.window)
         self.sigmas = list(config.levels) or schedule(config.steps, config.time_shift)
         self._fresh = None                      # the latest chunk, handed out but not yet remembered
+        self._clean: list[tuple] = []           # what the cache was made from: (piece, x0, motion, image) of each chunk
 
     def next(self, noise: Tensor, motion: Tensor | None, image: Tensor | None, grad_at: int | None = None,
              generator: torch.Generator | None = None) -> Tensor:
         self.settle()
-        new = [noise.shape[1]] if self.config.budget else []                    # counted in frames, or in chunks
-        past = self.cache.past(*new)
-        where = {"places": self.cache.places(*new)} if self.config.places == "absolute" else {}
+        past, where = self._before(noise)
         x0 = denoise(self.dit, noise, self.text, motion, image, past, self.sigmas, grad_at, generator, self.config.whole_t,
                      **where)
-        self._fresh = x0.detach(), motion, image, past, where, new
+        self._fresh = x0.detach(), motion, image, past, where
         return x0
 
     def settle(self) -> bool:
         """The clean pass at t = 0; False if there is nothing new to remember."""
         if self._fresh is None:
             return False
-        x0, motion, image, past, where, new = self._fresh
-        with torch.no_grad():
-            self.cache.push(self.dit.remember(x0, self.text, motion, image, past=past, **where), *new)
+        self._remember(*self._fresh)
         self._fresh = None
         return True
+
+    def say(self, text) -> None:
+        """Go on with another text: what is remembered is read anew with it, chunk after chunk from the clean latents."""
+        self.settle()
+        self.text, clean, self._clean = text, self._clean, []
+        for i, (piece, x0, motion, image) in enumerate(clean):
+            if i == 0 or piece != self.cache.made:              # behind a gap nothing but the sinks is seen
+                self.cache.forget(piece, sinks=i == 0)
+            past, where = self._before(x0)
+            self._remember(x0, motion, image, [] if past is None and piece else past, where)
+
+    def anchor(self) -> None:
+        """The latest chunk becomes the sink: what the video looks like now is what it will be held to."""
+        self.settle()
+        if self._clean:
+            self.cache.anchor(*self._pieces(self._clean[-1][1]))
+            self._clean = self._clean[-1:]
+
+    def _pieces(self, x0: Tensor) -> list[int]:
+        return [x0.shape[1]] if self.config.budget else []      # the cache counts in frames, or in chunks
+
+    def _before(self, x0: Tensor) -> tuple:
+        """What this chunk may see, and where it stands."""
+        new = self._pieces(x0)
+        where = {"places": self.cache.places(*new)} if self.config.places == "absolute" else {}
+        return self.cache.past(*new), where
+
+    @torch.no_grad()
+    def _remember(self, x0: Tensor, motion, image, past, where: dict) -> None:
+        new, piece = self._pieces(x0), self.cache.made
+        self.cache.push(self.dit.remember(x0, self.text, motion, image, past=past, **where), *new)
+        held = set().union(*self.cache.held())
+        self._clean = [c for c in (*self._clean, (piece, x0, motion, image))
+                       if held & set(range(c[0], c[0] + sum(self._pieces(c[1]) or [1])))]
 
 
 def given(dit, image: Tensor | None, now: slice) -> Tensor | None:
@@ -115,13 +146,29 @@ class Stream:
             self._clip = self.kit.encode_clip(image)
         self.prompt = self.prompt if prompt is None else prompt
         self.seed = self.seed if seed is None else seed
-        with torch.no_grad():
-            text = self.kit.dit.read(self.kit.encode_text([self.prompt]), self._clip)
         self.index, self.stats = 0, {}
-        self._roll = Roll(self.kit.dit, text, self.config)
+        self._roll = Roll(self.kit.dit, self._read(self.prompt), self.config)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._seen = None                       # the decoder's past
         self._origins: dict[int, Tensor] = {}   # by id: where in the picture each track began
+
+    def say(self, prompt: str) -> None:
+        """From the next chunk on, follow another prompt; what is remembered is read anew with it."""
+        self._roll.say(self._read(prompt))
+        self.prompt = prompt
+
+    def anchor(self) -> None:
+        """Make the latest chunk the sink: from here on the video is held to how it looks now, not to how it began."""
+        self._roll.anchor()
+
+    @torch.no_grad()
+    def _read(self, prompt: str):
+        return self.kit.dit.read(self.kit.encode_text([prompt]), self._clip)
+
+    @property
+    def memory(self) -> dict[str, list[int]]:
+        """Pieces of the video (chunks; with a budget, latent frames) that the next chunk sees: {"sink", "window"}."""
+        return dict(zip(("sink", "window"), self._roll.cache.held()))
 
     @property
     def frames_wanted(self) -> int:

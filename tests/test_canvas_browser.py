@@ -82,7 +82,7 @@ def test_a_point_dragged_in_mid_stream_and_a_pin_that_stays(stage):
     stage.wait("stage.current.marks.length === 2 && Math.abs(stage.current.marks[1].x - 0.6) < 0.02")
     _, marks, pixels = stage.frames(1)[0]
     np.testing.assert_allclose(ball(pixels), BALL, atol=0.02)
-    assert [m["pinned"] for m in marks] == [True, False]
+    assert [m["kind"] for m in marks] == ["pin", "live"]
 
 
 def test_keys_and_buttons(stage):
@@ -180,7 +180,7 @@ def test_a_broken_picture_is_refused_and_the_stage_stays(stage):
 def test_wrong_messages_get_a_sentence_and_the_stream_goes_on(stage):
     stage.page.keyboard.press("Enter")
     stage.wait("stage.current.index > 3")
-    for wrong in ("nonsense", json.dumps({"type": "fly"}), json.dumps({"type": "grab", "id": 4, "t": 0})):
+    for wrong in ("nonsense", json.dumps({"type": "fly"}), json.dumps({"type": "grab", "ids": [4], "t": 0})):
         stage.ask("stage.host.send(given)", wrong)
     stage.ask("stage.host.send(new Uint8Array([9, 9, 9]).buffer)")
     stage.wait("stage.stats.errors.length >= 4")

@@ -16,7 +16,7 @@ from PIL import Image
 from msk.live import protocol
 from msk.live.follow import MAX_TRAIL, Follow, Follower
 from msk.live.protocol import ProtocolError, Sample
-from msk.live.record import Take, read_session
+from msk.live.record import Take, read_session, recover
 from msk.live.server import LADDER, Link, Lobby, Pictures, Tokens
 from msk.live.session import Clock, Session
 from tests.pages import exact
@@ -141,7 +141,7 @@ def test_the_thing_under_the_point_goes_where_the_pointer_goes(play):
     session = play()
     session.add(1, exact.BALL_AT[0] / W, 0.5)
     session.start()
-    session.grab(1)
+    session.grab([1])
     session.move([Sample(1.0, 1, 0.7, 0.3)])
     until(lambda: moving(session) and abs(moving(session)[-1].marks[0].x - 0.7) < 0.005)
     x, y = exact.red_centre(moving(session)[-1].picture)
@@ -152,7 +152,7 @@ def test_every_frame_shows_the_thing_where_its_mark_says(play):
     session = play()
     session.add(1, exact.BALL_AT[0] / W, 0.5)
     session.start()
-    session.grab(1)
+    session.grab([1])
     session.move([Sample(1.0, 1, 0.75, 0.6)])
     until(lambda: len(moving(session)) > 30)
     for frame in moving(session):
@@ -223,7 +223,7 @@ def test_reset_returns_points_to_where_they_were_put_and_forgets_later_ones(play
     session = play()
     session.add(1, 0.3, 0.5)
     session.start()
-    session.grab(1)
+    session.grab([1])
     session.move([Sample(1.0, 1, 0.8, 0.8)])
     until(lambda: len(moving(session)) > 12)
     session.add(2, 0.5, 0.5)
@@ -239,15 +239,18 @@ def test_reset_returns_points_to_where_they_were_put_and_forgets_later_ones(play
 def test_undo_takes_back_one_deed_at_a_time(play):
     session = play()
     session.add(1, 0.3, 0.5)
-    session.grab(1)
+    session.grab([1])
     session.move([Sample(1.0, 1, 0.6, 0.5)])
-    session.release(1)
-    session.pin(1)
-    session.remove(1)
+    session.release([1])
+    session.pin([1])
+    session.remove([1])
     seen = []
     for _ in range(5):
         session.undo()
         seen.append([(p["kind"], round(p["x"], 2)) for p in session.describe()["points"]])
+    for _ in range(4):
+        session.redo()
+    assert session.describe()["points"] == [] and session.describe()["undo"] == 4
     assert seen[0][0][0] == "pin" and seen[1][0][0] == "live" and seen[2] == [("live", 0.3)] and seen[3] == seen[4] == []
 
 
@@ -255,10 +258,10 @@ def test_a_point_that_is_let_go_arrives_and_then_says_no_more(play):
     session = play()
     session.add(1, 0.3, 0.5)
     session.start()
-    session.grab(1)
+    session.grab([1])
     session.move([Sample(1.0, 1, 0.6, 0.5)])
     until(lambda: len(moving(session)) > 6)
-    session.release(1, keep=False)
+    session.release([1], keep=False)
     asked = session.streams[0].asked
     until(lambda: asked[-1] is None)
     assert asked[-2].xy[0, -1, 0, 0] == pytest.approx(0.6 * W, abs=1) and not session.points
@@ -281,10 +284,10 @@ def test_points_are_bounded_and_unknown_ones_are_refused_in_one_sentence(play):
     session = play()
     for i in range(protocol.MAX_POINTS):
         session.add(i, 0.5, 0.5)
-    with pytest.raises(ProtocolError, match="64 points already"):
-        session.add(99, 0.5, 0.5)
+    with pytest.raises(ProtocolError, match="144 points already, of 144"):
+        session.add(999, 0.5, 0.5)
     with pytest.raises(ProtocolError, match="no point 4000"):
-        session.grab(4000)
+        session.grab([4000])
     session.move([Sample(0.0, 4000, 0.5, 0.5)])                 # a straggler of a removed point: passed over
     with pytest.raises(ProtocolError, match="point 5 already"):
         session.add(5, 0.5, 0.5)
@@ -318,7 +321,7 @@ def test_a_take_holds_the_frames_that_were_shown_and_the_paths_that_were_asked(p
     session = play(folder=tmp_path)
     session.add(1, exact.BALL_AT[0] / W, 0.5)
     session.start()
-    session.grab(1)
+    session.grab([1])
     session.move([Sample(1.0, 1, 0.7, 0.5)])
     until(lambda: len(moving(session)) > 20)
     middle = session.export(tmp_path / "middle.mp4")            # while it runs
@@ -338,13 +341,51 @@ def test_a_take_holds_the_frames_that_were_shown_and_the_paths_that_were_asked(p
     assert kept["chunks"][1]["ids"] == asked.ids[0].tolist()
 
 
+def test_a_session_file_plays_the_same_frames_again_to_the_last_bit(kit, tmp_path):
+    import torch
+
+    from msk.live.replay import replay, whole
+    from msk.stream import Stream
+    session = Session(lambda prompt, image, seed: Stream(kit, prompt, image, seed=seed), kit.geometry, folder=tmp_path,
+                      name="toy", max_id=kit.preset.tracks.max_id)
+    shown = []
+    session.on_frame = shown.append
+    try:
+        session.open(exact.picture(), "snow", 4)
+        session.add(1, 0.3, 0.5)
+        session.path(2, [(0.0, 0.2, 0.2), (1.0, 0.8, 0.2)], loop="swing")
+        session.start()
+        session.grab([1])
+        session.move([Sample(1.0, 1, 0.7, 0.37)])
+        until(lambda: len(shown) > 12)
+        session.say("rain")
+        session.camera(right=0.2, down=0, zoom=0.1, roll=0, orbit=0, dolly=0)
+        until(lambda: len(shown) > 34)
+        session.anchor()
+        until(lambda: len(shown) > 58)
+        session.stop()
+        until(lambda: session.take.path is not None)
+        kept = read_session(session.take.file())
+    finally:
+        session.close()
+    frames = [f.picture for f in shown if not f.still]
+    again = torch.cat([made.clamp(0, 1).mul(255).round().byte() for made in replay(kit, kept)])
+    assert kept["shown"] == len(frames) == len(again)
+    assert all(np.array_equal(a, b.permute(1, 2, 0).numpy()) for a, b in zip(frames, again))
+    assert any("say" in c for c in kept["chunks"]) and any(c.get("anchor") for c in kept["chunks"])
+    assert whole(kept).xy.shape[1] == sum(c["frames"] for c in kept["chunks"])
+
+
+ABOUT = {"model": "exact", "prompt": "x", "seed": 0, "picture": "", "width": 96, "height": 96}
+
+
 def test_a_killed_process_leaves_a_file_that_plays(tmp_path):
     subprocess.run([sys.executable, "-c", f"""
 import os, numpy as np
 from msk.live.record import Take
-take = Take({str(tmp_path)!r}, 24, {{"prompt": "x"}})
+take = Take({str(tmp_path)!r}, 24, {ABOUT!r})
 for i in range(40): take.write(np.full((96, 96, 3), 5 * i, np.uint8))
-take.note({{"chunk": 0, "frames": 9}})
+take.note({{"chunk": 0, "frames": 9, "ids": [], "who": [], "xy": [], "origin": []}})
 os._exit(9)
 """], check=False)
     (part,) = tmp_path.glob("*.part.1.mp4")
@@ -352,12 +393,16 @@ os._exit(9)
     (lines,) = tmp_path.glob("*.jsonl")
     lines.write_text(lines.read_text() + '{"chunk": 1, "fra')   # the line that was being written
     assert [c["chunk"] for c in read_session(lines)["chunks"]] == [0]
+    (whole,) = recover(tmp_path)                                # when the next server starts
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".mp4"]
+    assert len(frames_of(whole.with_suffix(".mp4"))[0]) >= 24 and len(read_session(whole)["chunks"]) == 1
+    assert recover(tmp_path) == []
 
 
 def test_an_empty_take_leaves_nothing_and_cannot_be_exported(tmp_path):
     take = Take(tmp_path, 24, {})
     with pytest.raises(ValueError, match="nothing has been made yet"):
-        take.export(tmp_path / "x.mp4")
+        take.join(tmp_path / "x.mp4")
     assert take.close() is None and not list(tmp_path.iterdir())
 
 
@@ -368,7 +413,7 @@ def test_what_is_written_is_what_is_read():
     assert protocol.read(protocol.write_samples(samples)) == {"type": "pointer", "samples": samples}
     assert protocol.read(protocol.write_ack(2 ** 32 - 1)) == {"type": "ack", "seq": 2 ** 32 - 1}
     about = dict(quality=85, seq=9, chunk=2, index=30, pts=1.5, sent=1.0, echo=None, still=True)
-    marks = [protocol.Mark(3, True, 0.5, 0.25)]
+    marks = [protocol.Mark(3, "pin", 0.5, 0.25)]
     frame = protocol.read_frame(protocol.write_frame(b"jpeg", marks=marks, **about))
     assert frame == about | {"marks": marks, "jpeg": b"jpeg"}
 
@@ -380,10 +425,10 @@ BAD = ["", "{", "[]", "null", "7", '"start"', "{}", '{"type": 5}', '{"type": ["s
        '{"type": "add", "id": 1, "kind": "live", "x": NaN, "y": 0, "t": 0}',
        '{"type": "add", "id": 1, "kind": "live", "x": 1e999, "y": 0, "t": 0}',
        '{"type": "add", "id": 1, "kind": "live", "x": 1' + "0" * 400 + ', "y": 0, "t": 0}',
-       '{"type": "release", "id": 1, "t": 0, "keep": "yes"}', '{"type": "open", "image": "a", "prompt": 5, "seed": 0}',
+       '{"type": "release", "ids": [1], "t": 0, "keep": "yes"}', '{"type": "open", "image": "a", "prompt": 5, "seed": 0}',
        '{"type": "open", "image": "a", "prompt": "' + "x" * 2000 + '", "seed": 0}',
        '{"type": "open", "image": "a", "prompt": "", "seed": -4}',
-       '{"type": "export", "what": "exe"}', "x" * 9000,
+       '{"type": "export", "what": "exe", "mark": false}', "x" * 17000,
        b"", b"\x01", b"\x01\x00", b"\x01\x41" + b"\0" * 18 * 65, b"\x01\x01abc", b"\x02\x00", b"\x63" * 40, b"\0" * 70000,
        b"\x01\x01" + protocol._SAMPLE.pack(math.nan, 1, 0, 0), b"\x01\x01" + protocol._SAMPLE.pack(0, 1, math.inf, 0)]
 
@@ -468,7 +513,7 @@ def knock(lobby, token=True, origin=None, resume=""):
     from websockets.asyncio.client import connect
     token = lobby.tokens.issue() if token is True else token
     origin = f"http://{lobby.address}" if origin is None else origin
-    offered = ["msk.v1"] + ([f"token.{token}"] if token else [])
+    offered = ["msk.v2"] + ([f"token.{token}"] if token else [])
     return connect(f"ws://{lobby.address}/msk/ws" + (f"?resume={resume}" if resume else ""), origin=origin or None,
                    proxy=None, subprotocols=offered, max_size=None)
 
@@ -509,13 +554,13 @@ def test_a_client_drags_the_ball(served):
             await wait_for(socket, is_state("ready"))
             await send(socket, type="add", id=1, kind="live", x=exact.BALL_AT[0] / W, y=0.5, t=0)
             await send(socket, type="start")
-            await send(socket, type="grab", id=1, t=1)
+            await send(socket, type="grab", ids=[1], t=1)
             await socket.send(protocol.write_samples([Sample(2.0, 1, 0.6, 0.7)]))
             frame = await wait_for(socket, lambda m: is_frame(m) and m["marks"] and abs(m["marks"][0].x - 0.6) < 0.004)
             assert frame["echo"] == 2.0
             x, y = exact.red_centre(np.asarray(Image.open(io.BytesIO(frame["jpeg"]))))
             assert abs(x - 0.6 * W) < 1.5 and abs(y - 0.7 * W) < 1.5
-            await send(socket, type="export", what="mp4")
+            await send(socket, type="export", what="mp4", mark=False)
             file = await wait_for(socket, is_type("file"))
             return file["url"]
     url = asyncio.run(client())
@@ -543,7 +588,7 @@ def test_a_local_server_answers_to_local_names_only():
 
     def why(host):
         return lobby.refusal(SimpleNamespace(headers={
-            "host": host, "origin": f"http://{host}", "sec-websocket-protocol": f"msk.v1, token.{lobby.tokens.issue()}"}))
+            "host": host, "origin": f"http://{host}", "sec-websocket-protocol": f"msk.v2, token.{lobby.tokens.issue()}"}))
 
     assert why("127.0.0.1:7860") is why("localhost:7860") is why("[::1]:7860") is None
     assert "does not answer to the name" in why("rebound.example:7860")      # a name that someone made point here
@@ -556,7 +601,7 @@ def test_whatever_a_client_sends_the_server_lives(served):
         async with knock(served) as socket:
             await wait_for(socket, is_state("ready"))
             noise = random.Random(0)
-            astray = [json.dumps({"type": "grab", "id": 77, "t": 0}),
+            astray = [json.dumps({"type": "grab", "ids": [77], "t": 0}),
                       json.dumps({"type": "open", "image": "none", "prompt": "", "seed": 0})]
             for data in BAD + [noise.randbytes(noise.randrange(1, 200)) for _ in range(30)] + astray:
                 await socket.send(data)
@@ -635,7 +680,7 @@ def test_a_notebook_pulls_what_a_page_gets_pushed(play, tmp_path):
     answer, frames = pulled.answer({"type": "pull"}, [])
     assert [w["type"] for w in answer["words"][:2]] == ["hello", "state"] and protocol.read_frame(frames[0])["still"]
     words = [{"type": "add", "id": 1, "kind": "live", "x": exact.BALL_AT[0] / W, "y": 0.5, "t": 0}, {"type": "start"},
-             {"type": "grab", "id": 1, "t": 1}, {"type": "fly"}]
+             {"type": "grab", "ids": [1], "t": 1}, {"type": "fly"}]
     pointer = protocol.write_samples([Sample(2.0, 1, 0.6, 0.7)])
     answer, _ = pulled.answer({"words": words, "order": [0, 0, 0, 1, 0]}, [pointer])
     seen = []

@@ -145,6 +145,80 @@ def test_settling_early_or_late_changes_nothing_but_when(kit):
     assert set(eager.stats) == {"denoise_ms", "decode_ms", "clean_ms"}
 
 
+CONFIGS = [StreamConfig(), StreamConfig(sink=1, window=2), StreamConfig(sink=2, window=1), StreamConfig(sink=0, window=2),
+           StreamConfig(sink=1, budget=7), StreamConfig(sink=1, budget=9, places="absolute")]
+
+
+def told_from_the_start(roll, text):
+    """The judge: a new memory, that is given the remembered clean chunks with this text and knows no other."""
+    fresh, last = Roll(roll.dit, text, roll.config), None
+    for piece, x0, motion, image in roll._clean:
+        n = [x0.shape[1]] if roll.config.budget else []
+        if piece != last:
+            fresh.cache.forget(piece, sinks=last is None)
+        where = {"places": fresh.cache.places(*n)} if roll.config.places == "absolute" else {}
+        past = fresh.cache.past(*n)
+        kvs = roll.dit.remember(x0, text, motion, image, past=[] if past is None and piece else past, **where)
+        fresh.cache.push(kvs, *n)
+        last = piece + (n[0] if n else 1)
+    return fresh.cache
+
+
+def same(a, b):
+    return a.held() == b.held() and all(torch.equal(x, y) for (_, p), (_, q) in zip(
+        [*a._sinks, *a._recent], [*b._sinks, *b._recent]) for layer, other in zip(p, q) for x, y in zip(layer, other))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("chunks", [1, 2, 6])
+def test_after_a_change_of_prompt_the_memory_is_as_if_the_new_text_had_been_there_always(kit, config, chunks):
+    stream = Stream(kit, "snow", torch.rand(3, 32, 32), config=config)
+    for _ in range(chunks):
+        stream.step(Tracks.drag([[4, 4], [20, 20]], stream.frames_wanted))
+    stream.settle()
+    before, made = stream._roll.cache.held(), stream._roll.cache.made
+    with torch.no_grad():
+        assert chunks > 2 or same(stream._roll.cache, told_from_the_start(stream._roll, stream._read("snow")))
+        assert not same(stream._roll.cache, told_from_the_start(stream._roll, stream._read("rain")))
+        stream.say("rain")
+        assert same(stream._roll.cache, told_from_the_start(stream._roll, stream._read("rain")))
+    assert stream._roll.cache.held() == before and stream._roll.cache.made == made and stream.prompt == "rain"
+    assert stream.step().isfinite().all()
+
+
+def test_a_prompt_said_before_the_first_chunk_is_the_prompt(kit):
+    changed = Stream(kit, "snow", seed=2)
+    changed.say("rain")
+    assert torch.equal(changed.step(), Stream(kit, "rain", seed=2).step())
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_fresh_anchor_makes_the_latest_chunk_the_sink_and_forgets_the_rest(kit, config):
+    stream = Stream(kit, "snow", config=config)
+    for _ in range(5):
+        stream.step()
+    stream.settle()
+    latest, pieces = stream._roll.cache.made, 3 if config.budget else 1
+    stream.anchor()
+    sinks, window = stream._roll.cache.held()
+    assert sinks + window == list(range(latest - pieces, latest)) and len(sinks) == min(config.sink, pieces)
+    for _ in range(4):
+        assert stream.step().isfinite().all()
+    assert stream.memory["sink"][:1] == sinks[:1]               # and there it stays
+    with torch.no_grad():
+        stream.say("rain")
+        assert same(stream._roll.cache, told_from_the_start(stream._roll, stream._read("rain")))
+
+
+def test_what_a_change_of_prompt_needs_is_kept_and_no_more(kit):
+    stream, counts = Stream(kit), []
+    for _ in range(8):
+        stream.step()
+        stream.settle()
+        counts.append(len(stream._roll._clean))
+    assert counts == [1] + [2] * 7                              # sink 1, window 1
+
+
 def test_frames_may_be_used_in_training(kit):
     frames = Stream(kit).step()
     weight = torch.ones(1, requires_grad=True)

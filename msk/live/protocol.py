@@ -1,15 +1,24 @@
 """What the page and the engine say to each other: the same words over a WebSocket and through a notebook's comm.
 
-Up, text (JSON, at most 8 KiB), one object with a `type`:
+Up, text (JSON, at most 16 KiB), one object with a `type`:
 
     open     image (id of a picture), prompt, seed       take this picture, forget the old stream
-    start  stop  pause  resume  reset  undo              the take: begin, end, hold, go on; to the picture; one step back
+    start  stop  pause  resume  reset                    the take: begin, end, hold, go on; to the picture
+    undo  redo  anchor                                   one deed back, one again; the latest chunk becomes the sink
+    say      prompt                                      follow another text, from the next chunk on
     add      id, kind "live" | "pin", x, y, t            a new point; the page chooses the id, 0..65535
-    grab     id, t                                       a pointer takes hold of a point
-    release  id, t, keep                                 lets it go: the point holds its place (keep) or says no more
-    pin      id, on                                      the point stays where it is, or lives again
-    remove   id
-    export   what "mp4" | "json"                         answered by `file`
+    grid     id, kind, box [x, y, x, y], spacing, t      points all over a box, spacing in widths; ids from `id` on
+    path     id, nodes [[seconds, x, y], ...], loop "once" | "loop" | "swing", speed, t
+                                                         a way drawn in advance, new or in place of the point's old one
+    grab     ids, t                                      a pointer takes hold of points
+    release  ids, t, keep                                lets them go: they hold their place (keep) or say no more
+    pin      ids, on                                     they stay where they are, or live again
+    remove   ids
+    camera   right, down, zoom, roll, orbit, dolly       fly on by so much (see flight.py)
+    look     on                                          send `map`: what the model is told, chunk by chunk
+    export   what (one of EXPORTS), mark                 answered by `file`; mark: say on the picture that it is generated
+    recall   take                                        is it kept? answered by `kept`, or not at all
+    load     take                                        open a kept take: it plays again, and goes on where it ended
     ping     t                                           answered by `pong`, t unchanged
 
 Up, binary, little endian (at most 64 KiB):
@@ -17,13 +26,14 @@ Up, binary, little endian (at most 64 KiB):
     pointer  u8 1, u8 n, then n of  f64 t, u16 id, f32 x, f32 y          at most 64 samples
     ack      u8 2, u32 seq                                               this frame has come
 
-Down, text: `hello` (session, geometry, fps, limits), `state` (state, points, prompt, seed, undo), `queue` (place),
-`error` (message: one sentence for a person), `note` (the same, not an error), `file` (url, name), `pong`.
+Down, text: `hello` (session, geometry, fps, limits), `state` (state, points, prompt, seed, undo, redo, take), `queue`
+(place), `error` (message: one sentence for a person), `note` (the same, not an error), `file` (url, name), `kept` (take,
+prompt, frames, points), `chunk` (what it took, what is remembered, how the link is), `map` (a picture), `pong`.
 
 Down, binary, little endian: one frame
 
     u8 1, u8 quality, u8 n, u8 flags (1 = still), u32 seq, u32 chunk, u32 index, f64 pts, f64 sent, f64 echo,
-    then n of  u16 id, u8 kind (0 live, 1 pin), u8 0, f32 x, f32 y,  then a JPEG
+    then n of  u16 id, u8 kind (0 live, 1 pin, 2 path, 3 camera), u8 0, f32 x, f32 y,  then a JPEG
 
 x and y are shares of the picture's width and height, origin top left; they may leave [0, 1] and are brought back to the
 edge. `t` and `echo` are milliseconds of the page's clock: `echo` is the newest pointer sample that this frame knows of
@@ -37,12 +47,18 @@ import math
 import struct
 from dataclasses import dataclass
 
-VERSION = 1
-MAX_TEXT = 8 * 1024
+from .points import KINDS, LOOPS, MOVE
+
+VERSION = 2
+MAX_TEXT = 16 * 1024
 MAX_BINARY = 64 * 1024
-MAX_POINTS = 64
+MAX_POINTS = 144            # with a camera's 36 they fit in one byte
+MAX_NODES = 160             # of one path
 MAX_PROMPT = 1000
 MAX_SAMPLES = 64
+MAX_SECONDS = 600.0         # that a path may last
+EXPORTS = ("mp4", "webp", "gif", "png", "npz", "tracks", "session")
+MARKS = (*KINDS, "camera")
 
 _POINTER, _ACK, _FRAME = 1, 2, 1
 _SAMPLE = struct.Struct("<dHff")
@@ -67,7 +83,7 @@ class Sample:
 class Mark:
     """Where the model was asked to have a point in one frame."""
     id: int
-    pinned: bool
+    kind: str               # one of MARKS
     x: float
     y: float
 
@@ -116,16 +132,52 @@ def _point_id(name, value):
     return _whole(name, value, 0, 65535)
 
 
+def _ids(name, value) -> list[int]:
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_POINTS or len(set(map(str, value))) < len(value):
+        raise ProtocolError(f"{name} was {value!r:.40}: send a list of 1 to {MAX_POINTS} different points")
+    return [_point_id(name, v) for v in value]
+
+
+def _list(name, value, least: int, most: int) -> list:
+    if not isinstance(value, list) or not least <= len(value) <= most:
+        raise ProtocolError(f"{name} was {value!r:.40}: send a list of {least} to {most}")
+    return value
+
+
+def _box(name, value) -> tuple[float, ...]:
+    """Two corners in any order -> left, top, right, bottom."""
+    x0, y0, x1, y1 = (_share(name, v) for v in _list(name, value, 4, 4))
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+
+def _nodes(name, value) -> list[tuple[float, float, float]]:
+    """Nodes in the order of time, which begins at 0."""
+    nodes = []
+    for node in _list(name, value, 2, MAX_NODES):
+        t, x, y = _list(name, node, 3, 3)
+        nodes.append((_number("seconds", t, nodes[-1][0] if nodes else 0.0, MAX_SECONDS), _share("x", x), _share("y", y)))
+    return [(t - nodes[0][0], x, y) for t, x, y in nodes]
+
+
+_KIND = _one_of("live", "pin")
 _FIELDS = {
     "open": {"image": lambda n, v: _words(n, v, 64), "prompt": lambda n, v: _words(n, v, MAX_PROMPT),
              "seed": lambda n, v: _whole(n, v, 0, 2 ** 31 - 1)},
-    "start": {}, "stop": {}, "pause": {}, "resume": {}, "reset": {}, "undo": {},
-    "add": {"id": _point_id, "kind": _one_of("live", "pin"), "x": _share, "y": _share, "t": _number},
-    "grab": {"id": _point_id, "t": _number},
-    "release": {"id": _point_id, "t": _number, "keep": _yes_or_no},
-    "pin": {"id": _point_id, "on": _yes_or_no},
-    "remove": {"id": _point_id},
-    "export": {"what": _one_of("mp4", "json")},
+    "start": {}, "stop": {}, "pause": {}, "resume": {}, "reset": {}, "undo": {}, "redo": {}, "anchor": {},
+    "say": {"prompt": lambda n, v: _words(n, v, MAX_PROMPT)},
+    "add": {"id": _point_id, "kind": _KIND, "x": _share, "y": _share, "t": _number},
+    "grid": {"id": _point_id, "kind": _KIND, "box": _box, "spacing": lambda n, v: _number(n, v, 0.02, 1.0), "t": _number},
+    "path": {"id": _point_id, "nodes": _nodes, "loop": _one_of(*LOOPS), "speed": lambda n, v: _number(n, v, 0.1, 10.0),
+             "t": _number},
+    "grab": {"ids": _ids, "t": _number},
+    "release": {"ids": _ids, "t": _number, "keep": _yes_or_no},
+    "pin": {"ids": _ids, "on": _yes_or_no},
+    "remove": {"ids": _ids},
+    "camera": {part: (lambda n, v: _number(n, v, -360, 360)) for part in MOVE},
+    "look": {"on": _yes_or_no},
+    "export": {"what": _one_of(*EXPORTS), "mark": _yes_or_no},
+    "recall": {"take": lambda n, v: _words(n, v, 64)},
+    "load": {"take": lambda n, v: _words(n, v, 64)},
     "ping": {"t": _number},
 }
 
@@ -188,15 +240,15 @@ def write_frame(jpeg: bytes, *, quality: int, seq: int, chunk: int, index: int, 
                 echo: float | None, marks: list[Mark], still: bool = False) -> bytes:
     head = _HEAD.pack(_FRAME, quality, len(marks), int(still), seq, chunk, index, pts, sent,
                       math.nan if echo is None else echo)
-    return head + b"".join(_MARK.pack(m.id, int(m.pinned), 0, m.x, m.y) for m in marks) + jpeg
+    return head + b"".join(_MARK.pack(m.id, MARKS.index(m.kind), 0, m.x, m.y) for m in marks) + jpeg
 
 
 def read_frame(data: bytes) -> dict:
     """What the page does with a frame, in Python: for tests, and for clients that are no browser."""
-    kind, quality, count, flags, seq, chunk, index, pts, sent, echo = _HEAD.unpack_from(data)
-    if kind != _FRAME:
-        raise ProtocolError(f"a binary message of kind {kind} came: a frame is of kind {_FRAME}")
+    what, quality, count, flags, seq, chunk, index, pts, sent, echo = _HEAD.unpack_from(data)
+    if what != _FRAME:
+        raise ProtocolError(f"a binary message of kind {what} came: a frame is of kind {_FRAME}")
     end = _HEAD.size + count * _MARK.size
-    marks = [Mark(i, bool(pinned), x, y) for i, pinned, _, x, y in _MARK.iter_unpack(data[_HEAD.size:end])]
+    marks = [Mark(i, MARKS[kind], x, y) for i, kind, _, x, y in _MARK.iter_unpack(data[_HEAD.size:end])]
     return {"quality": quality, "still": bool(flags & 1), "seq": seq, "chunk": chunk, "index": index, "pts": pts,
             "sent": sent, "echo": None if math.isnan(echo) else echo, "marks": marks, "jpeg": data[end:]}

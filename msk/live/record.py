@@ -1,21 +1,30 @@
-"""A take on disk: every frame that was shown and every path that was asked, written as it goes.
+"""A take on disk: every frame that was shown, every deed and every path that was asked, written as it goes.
 
 While it runs there are `NAME.part.N.mp4` (fragmented: each half second stands by itself, so a killed process leaves a file
-that plays) and `NAME.jsonl` (one line for the start, one per chunk). `close` makes `NAME.mp4` and `NAME.json` of them, each
-put in place in one step.
+that plays) and `NAME.jsonl` (a line for the start, one per chunk and per deed). `close` makes `NAME.mp4` and `NAME.json` of
+them, each put in place in one step; `recover` does so for takes whose process has died. The json is the session: with
+it the same frames can be made again (replay.py).
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import secrets
-import shutil
 import threading
 import time
 from fractions import Fraction
 from pathlib import Path
 
-NOTICE = "AI-generated video (msk)"
+from ..video import GENERATED
+from ..weights import write_whole
+
+FORMAT = "msk session 1"
+MAX_SESSION = 256 * 1024 ** 2               # bytes of a session file
+MAX_FRAMES = 24 * 3600 * 6                  # of one take: six hours
+MAX_EVENTS = 100_000
+_NAME = re.compile(r"take-\d{8}-\d{6}-[0-9a-f]{16}")
 
 
 def _av():
@@ -27,43 +36,73 @@ def _av():
 
 
 class Take:
-    """One recording. `about` is kept as JSON: model, prompt, seed, picture.
+    """One recording. `about` is kept as JSON: model, prompt, seed, picture. Nothing is on disk until there is something.
 
-    write(picture [H, W, 3] uint8) per frame shown; note(...) per chunk; export(path) at any time; close() at the end.
+    write(picture [H, W, 3] uint8) per frame shown; note(...) per chunk and deed; join(path) at any time; close() at the end.
     """
 
     def __init__(self, folder: str | Path, fps: float, about: dict):
         self._av = _av()
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.name = time.strftime("take-%Y%m%d-%H%M%S-") + secrets.token_hex(3)
-        self.fps, self.about = Fraction(fps).limit_denominator(1000), about
-        self.frames = 0
+        self.name = time.strftime("take-%Y%m%d-%H%M%S-") + secrets.token_hex(8)
+        self.fps = Fraction(fps).limit_denominator(1000)
+        self.about = {"format": FORMAT, "process": os.getpid(), "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                      "frames_per_second": float(self.fps), **about}
+        self.frames = self.events = 0
+        self.last = None                            # the last frame shown
         self.path: Path | None = None               # NAME.mp4, once closed
+        self.closed = False
         self._parts: list[Path] = []
-        self._part = self._stream = None
+        self._part = self._stream = self._lines = None
         self._in_part = 0
         self._lock = threading.RLock()
-        self._lines = open(self.folder / f"{self.name}.jsonl", "w", encoding="utf-8")
-        self._line({"frames_per_second": float(self.fps), **about})
+
+    @property
+    def lines(self) -> Path:
+        return self.folder / f"{self.name}.jsonl"
+
+    @property
+    def begun(self) -> bool:
+        return self._lines is not None or self.closed and self.file().exists()
+
+    def file(self) -> Path:
+        """Where the session stands."""
+        return self.lines.with_suffix(".json") if self.closed else self.lines
 
     def _line(self, record: dict) -> None:
+        if self._lines is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lines = open(self.lines, "w", encoding="utf-8")
+            self._line(self.about)
         self._lines.write(json.dumps(record, separators=(",", ":")) + "\n")
         self._lines.flush()
 
     def note(self, record: dict) -> None:
         with self._lock:
-            if not self._lines.closed:
+            if not self.closed and ("event" not in record or self.events < MAX_EVENTS):
+                self.events += "event" in record
                 self._line(record)
 
-    def _metadata(self) -> dict:
-        kept = {k: v for k, v in self.about.items() if k != "picture"}
-        return {"comment": NOTICE, "title": self.name, "msk": json.dumps(kept)}
+    def metadata(self) -> dict:
+        """What every file that is made of this take says about itself."""
+        kept = {k: v for k, v in self.about.items() if k not in ("picture", "process")}
+        kept["session"] = self.digest()
+        return kept
+
+    def digest(self) -> str:
+        """A short name for all that was asked; '' before anything was."""
+        if not self.begun:
+            return ""
+        session = self.session()
+        asked = {k: session.get(k) for k in ("model", "revision", "prompt", "seed", "picture", "chunks")}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
     def write(self, picture) -> None:
         with self._lock:
-            if self._lines.closed:
+            if self.closed:
                 return
+            if self.frames >= MAX_FRAMES:
+                raise ValueError(f"a take holds {MAX_FRAMES} frames, and they are full: begin another")
             if self._part is None:
                 self._begin_part(picture.shape[1], picture.shape[0])
             frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -71,12 +110,14 @@ class Take:
             self._part.mux(self._stream.encode(frame))
             self._in_part += 1
             self.frames += 1
+            self.last = picture
 
     def _begin_part(self, width: int, height: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}.part.{len(self._parts) + 1}.mp4"
         self._part = self._av.open(str(path), "w", format="mp4", options={
             "movflags": "frag_keyframe+empty_moov+default_base_moof+use_metadata_tags", "flush_packets": "1"})
-        self._part.metadata.update(self._metadata())
+        self._part.metadata.update(comment=GENERATED, title=self.name)
         half_second = max(1, round(self.fps / 2))
         stream = self._part.add_stream("libx264", rate=self.fps)
         stream.width, stream.height, stream.pix_fmt = width - width % 2, height - height % 2, "yuv420p"
@@ -92,83 +133,182 @@ class Take:
             self._part.close()
             self._part = self._stream = None
 
-    def export(self, path: str | Path) -> Path:
+    def join(self, path: str | Path) -> Path:
         """All frames so far as one plain mp4 at `path`; a take that runs goes on."""
         with self._lock:
             if self.path is not None:
-                return Path(shutil.copyfile(self.path, path))
+                Path(path).write_bytes(self.path.read_bytes())
+                return Path(path)
             self._end_part()
             if not self.frames:
                 raise ValueError("nothing has been made yet: start the stream, then export")
-            return self._join(Path(path))
-
-    def _join(self, path: Path) -> Path:
-        unfinished = path.with_name(f"{path.stem}.part.0.mp4")
-        with self._av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart+use_metadata_tags"}) as out:
-            out.metadata.update(self._metadata())
-            stream, base = None, 0
-            for part in self._parts:
-                with self._av.open(str(part)) as source:
-                    video = source.streams.video[0]
-                    if stream is None:
-                        stream = out.add_stream_from_template(video)
-                        stream.time_base = video.time_base
-                    tick = int(1 / (self.fps * video.time_base))
-                    end = base
-                    for packet in source.demux(video):
-                        if packet.dts is None:
-                            continue
-                        packet.pts += base
-                        packet.dts += base
-                        packet.stream = stream
-                        end = max(end, packet.pts + tick)
-                        out.mux(packet)
-                    base = end
-        os.replace(unfinished, path)
-        return path
+            return join(self._parts, Path(path), self.fps, {"comment": GENERATED, "title": self.name,
+                                                            "msk": json.dumps(self.metadata())})
 
     def session(self) -> dict:
-        """The take as one value: what it was made of, and every chunk's paths."""
+        """The take as one value: what it was made of, every deed and every chunk's paths."""
         with self._lock:
-            return read_session(self.folder / (f"{self.name}.json" if self.path else f"{self.name}.jsonl"))
+            if not self.begun:
+                return {**self.about, "chunks": [], "events": []}
+            return {**read_session(self.file()), "shown": self.frames}
 
     def close(self) -> Path | None:
-        """NAME.mp4 and NAME.json, or nothing if no frame was shown. A second call does nothing."""
+        """NAME.json, and NAME.mp4 if a frame was shown; nothing if nothing was done. A second call does nothing."""
         with self._lock:
-            if self._lines.closed:
+            if self.closed:
                 return self.path
             self._end_part()
-            self._line({"shown": self.frames})
-            self._lines.close()
-            lines = self.folder / f"{self.name}.jsonl"
-            if self.frames:
-                whole = lines.with_suffix(".part.json")
-                whole.write_text(json.dumps(read_session(lines)), encoding="utf-8")
-                self.path = self._join(self.folder / f"{self.name}.mp4")
-                os.replace(whole, self.folder / f"{self.name}.json")
-            lines.unlink()
-            for part in self._parts:
-                part.unlink()
+            if self._lines is not None:
+                self._line({"shown": self.frames})
+                self._lines.close()
+                self.path = finish(self.lines, self._parts)
+            self.closed, self._lines = True, None
             return self.path
+
+
+def join(parts: list[Path], path: Path, fps: Fraction, metadata: dict) -> Path:
+    """The parts of one take, one after the other, without coding them again."""
+    av = _av()
+    unfinished = path.with_name(f"{path.stem}.part.0.mp4")
+    with av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart+use_metadata_tags"}) as out:
+        out.metadata.update(metadata)
+        stream, base = None, 0
+        for part in parts:
+            with av.open(str(part)) as source:
+                video = source.streams.video[0]
+                if stream is None:
+                    stream = out.add_stream_from_template(video)
+                    stream.time_base = video.time_base
+                tick = int(1 / (fps * video.time_base))
+                end = base
+                for packet in source.demux(video):
+                    if packet.dts is None:
+                        continue
+                    packet.pts += base
+                    packet.dts += base
+                    packet.stream = stream
+                    end = max(end, packet.pts + tick)
+                    out.mux(packet)
+                base = end
+    os.replace(unfinished, path)
+    return path
+
+
+def finish(lines: Path, parts: list[Path]) -> Path | None:
+    """NAME.jsonl and its parts -> NAME.json and, if there are frames, NAME.mp4, whose path comes back."""
+    session, path = read_session(lines), None
+    write_whole(lines.with_suffix(".json"), json.dumps(session).encode())
+    if parts:
+        about = {k: v for k, v in session.items() if isinstance(v, (str, int, float)) and k not in ("picture", "process")}
+        path = join(parts, lines.with_suffix(".mp4"), Fraction(session["frames_per_second"]).limit_denominator(1000),
+                    {"comment": GENERATED, "title": lines.stem, "msk": json.dumps(about)})
+    lines.unlink()
+    for part in parts:
+        part.unlink()
+    return path
+
+
+def recover(folder: str | Path) -> list[Path]:
+    """Finish the takes in a folder that a process left when it died; the session files that came of it."""
+    found = []
+    for lines in sorted(Path(folder).glob("take-*.jsonl")):
+        try:
+            session = read_session(lines)
+            if _alive(session.get("process")):
+                continue
+            parts = sorted(lines.parent.glob(f"{lines.stem}.part.[1-9]*.mp4"), key=lambda p: int(p.suffixes[-2][1:]))
+            finish(lines, [p for p in parts if _plays(p)])
+            for rest in lines.parent.glob(f"{lines.stem}.part.*.mp4"):
+                rest.unlink()
+            found.append(lines.with_suffix(".json"))
+        except (ValueError, OSError):               # torn beyond reading, or in use elsewhere: it stays as it is
+            continue
+    return found
+
+
+def _plays(part: Path) -> bool:
+    av = _av()
+    try:
+        with av.open(str(part)) as video:
+            return next(video.decode(video=0), None) is not None
+    except (av.error.FFmpegError, IndexError):
+        return False
+
+
+def _alive(process) -> bool:
+    """Whether a process of this number runs, where one may ask."""
+    if os.name != "posix" or not isinstance(process, int) or process == os.getpid():
+        return process == os.getpid()
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def find(folder: str | Path | None, name: str) -> Path | None:
+    """The session file of a take in a folder, by the take's name."""
+    if folder is None or not _NAME.fullmatch(name):
+        return None
+    return next((path for path in (Path(folder) / f"{name}.json", Path(folder) / f"{name}.jsonl") if path.exists()), None)
 
 
 def read_session(path: str | Path) -> dict:
     """A take's .json, or the .jsonl of one that was cut off, whose last line may be torn."""
-    text = Path(path).read_text(encoding="utf-8")
-    if Path(path).suffix == ".json":
-        return json.loads(text)
-    records = []
-    for line in text.splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    if not records:
-        raise ValueError(f"{path} holds no session: its first line is missing or torn")
-    session = {**records[0], "chunks": []}
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no session at {path}")
+    if path.stat().st_size > MAX_SESSION:
+        raise ValueError(f"{path.name} has {path.stat().st_size >> 20} MiB: a session has at most {MAX_SESSION >> 20}")
+    return parse_session(path.read_bytes(), path.name)
+
+
+def parse_session(data: bytes, name: str = "the file") -> dict:
+    """The bytes of a session file -> the session, checked as far as others lean on it."""
+    try:
+        text = data.decode("utf-8")
+        records = [json.loads(text)]
+    except ValueError:
+        records = []
+        for line in data.decode("utf-8", "replace").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    except RecursionError:
+        records = []
+    if not records or not all(isinstance(r, dict) for r in records) or records[0].get("format") != FORMAT:
+        raise ValueError(f"{name} holds no session, or its first line is torn: wanted a .json that msk has saved")
+    session = {"chunks": [], "events": [], **records[0]}
     for record in records[1:]:
         if "chunk" in record:
             session["chunks"].append(record)
+        elif "event" in record:
+            session["events"].append(record)
         else:
             session.update(record)
+    return check_session(session, name)
+
+
+def check_session(session: dict, name: str = "the file") -> dict:
+    """Itself, if every part that is played or drawn again has the right kind. Raises ValueError with what is wrong."""
+    from numbers import Real
+    kinds = {"model": str, "prompt": str, "picture": str, "seed": int, "chunks": list, "events": list, "width": int,
+             "height": int, "frames_per_second": Real}
+    for key, kind in kinds.items():
+        if not isinstance(session.get(key), kind) or isinstance(session.get(key), bool):
+            raise ValueError(f"{name}: {key} is {session.get(key)!r:.40}, wanted {kind.__name__}: it is damaged")
+    for k, chunk in enumerate(session["chunks"]):
+        try:
+            count, ids = int(chunk["frames"]), chunk["ids"]
+            fine = (0 < count <= 1000 and len(ids) <= 4096 and len(chunk["xy"]) == (count if ids else 0)
+                    and all(len(row) == len(ids) for row in chunk["xy"]) and len(chunk["origin"]) == len(ids)
+                    and len(chunk["who"]) == len(ids) and len(chunk.get("seen", chunk["xy"])) == len(chunk["xy"])
+                    and isinstance(chunk.get("say", ""), str) and isinstance(chunk.get("points", []), list))
+        except (KeyError, TypeError, ValueError):
+            fine = False
+        if not fine:
+            raise ValueError(f"{name}: chunk {k} does not hold together: it is damaged")
     return session

@@ -24,7 +24,9 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from .protocol import MAX_BINARY, MAX_POINTS, MAX_TEXT, VERSION, ProtocolError, is_ack, read, write_frame
+from .export import export
+from .protocol import MAX_BINARY, MAX_NODES, MAX_POINTS, MAX_TEXT, VERSION, ProtocolError, is_ack, read, write_frame
+from .record import parse_session, recover
 from .session import Frame, Session
 
 log = logging.getLogger("msk.live")
@@ -32,6 +34,7 @@ log = logging.getLogger("msk.live")
 PROTOCOL = f"msk.v{VERSION}"
 LADDER = (95, 85, 70, 55, 40, 25)       # JPEG qualities, best first
 RATE, BURST = 240, 480                  # messages a page may send, per second and at once
+MAX_UPLOAD = 64 * 1024 ** 2             # bytes of a session file that a page may bring
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -149,7 +152,8 @@ def pack(frame: Frame, quality: int, seq: int) -> bytes:
 def greeting(session: Session, id: str) -> dict:
     g = session.geometry
     return {"type": "hello", "version": VERSION, "session": id, "model": session.name, "width": g.width, "height": g.height,
-            "fps": session.fps, "max_points": MAX_POINTS, "max_step": session.follow.max_step}
+            "fps": session.fps, "max_points": MAX_POINTS, "max_nodes": MAX_NODES, "max_step": session.follow.max_step,
+            "map": session.eye is not None, "keeps": session.folder is not None}
 
 
 class Visitor:
@@ -195,7 +199,7 @@ class Lobby:
     """The one player, the line of those who wait, and what a lost link leaves behind for `grace` seconds."""
 
     def __init__(self, new_session: Callable[[], Session], pictures: Pictures | None = None, *, first: tuple | None = None,
-                 grace: float = 8.0):
+                 grace: float = 8.0, folder: str | Path | None = None):
         self.new_session, self.pictures, self.first, self.grace = new_session, pictures or Pictures(), first, grace
         self.tokens = Tokens()
         self.hosts: set[str] | None = set(LOOPBACK)     # host names we answer to; None: any
@@ -204,32 +208,37 @@ class Lobby:
         self._orphan: tuple[str, Session, bool] | None = None
         self._orphan_ends: asyncio.Task | None = None
         self._files: OrderedDict[str, Path] = OrderedDict()
+        if folder is not None:
+            for kept in recover(folder):
+                log.warning("a take that was cut off is whole again: %s", kept)
         self._folder = Path(tempfile.mkdtemp(prefix="msk-export-"))
         self._ending = False
 
     def routes(self) -> list:
         from starlette.routing import Route, WebSocketRoute
-        return [WebSocketRoute("/msk/ws", self.meet), Route("/msk/file/{key}", self.give_file)]
+        return [WebSocketRoute("/msk/ws", self.meet), Route("/msk/file/{key}", self.give_file),
+                Route("/msk/session/{id}", self.take_session, methods=["POST"])]
 
     # -- the door ----------------------------------------------------------------------------------------------------
 
-    def refusal(self, socket) -> str | None:
-        """Why this page may not come in; None: it may."""
-        host = socket.headers.get("host", "")
+    def stranger(self, headers, token: str) -> str | None:
+        """Why what has these headers does not come from a page of ours; None: it does."""
+        host = headers.get("host", "")
         name = urlsplit(f"//{host}").hostname or ""
         if self.hosts is not None and name not in self.hosts:
             return f"this server does not answer to the name {name!r:.80}"
-        origin = socket.headers.get("origin", "")
-        forwarded = socket.headers.get("x-forwarded-host", host)
+        origin = headers.get("origin", "")
+        forwarded = headers.get("x-forwarded-host", host)
         if not origin or urlsplit(origin).netloc not in (host, forwarded if self.hosts is None else host):
             return f"a page from {origin or 'nowhere'!r:.80} may not use the stage of {host!r:.80}"
+        return None if self.tokens.known(token) else "the page's token is missing or too old: reload it"
+
+    def refusal(self, socket) -> str | None:
+        """Why this page may not come in; None: it may."""
         offered = [p.strip() for p in socket.headers.get("sec-websocket-protocol", "").split(",")]
         token = next((p[6:] for p in offered if p.startswith("token.")), "")
-        if PROTOCOL not in offered:
-            return f"the page does not speak {PROTOCOL}: reload it"
-        if not self.tokens.known(token):
-            return "the page's token is missing or too old: reload it"
-        return None
+        why = self.stranger(socket.headers, token)
+        return why or (None if PROTOCOL in offered else f"the page does not speak {PROTOCOL}: reload it")
 
     async def meet(self, socket) -> None:
         """One page, from knocking to leaving. Nothing it sends ends the server."""
@@ -297,24 +306,19 @@ class Lobby:
                 raise ProtocolError("there is no picture yet: choose one")
             await asyncio.to_thread(session.open, image, message["prompt"], message["seed"])
         elif kind == "export":
-            visitor.say(await asyncio.to_thread(self._export, session, message["what"]))
+            visitor.say(await asyncio.to_thread(self._export, session, message["what"], message["mark"]))
+        elif kind in ("recall", "load"):
+            await asyncio.to_thread(session.hear, message)
         else:
             session.hear(message)
 
-    def _export(self, session: Session, what: str) -> dict:
-        import json
+    def _export(self, session: Session, what: str, mark: bool) -> dict:
         key = secrets.token_urlsafe(18)
-        path = self._folder / f"{key}.{what}"
-        if what == "mp4":
-            session.export(path)
-        elif session.take is None:
-            raise ProtocolError("nothing has been made yet: start the stream, then export")
-        else:
-            path.write_text(json.dumps(session.take.session()), encoding="utf-8")
-        self._files[key] = path
+        (self._folder / key).mkdir()
+        self._files[key] = path = export(session, what, self._folder / key, mark)
         while len(self._files) > 16:
-            self._files.popitem(last=False)[1].unlink(missing_ok=True)
-        return {"type": "file", "url": f"msk/file/{key}", "name": f"{session.take.name}.{what}"}
+            shutil.rmtree(self._files.popitem(last=False)[1].parent, ignore_errors=True)
+        return {"type": "file", "url": f"msk/file/{key}", "name": path.name}
 
     async def give_file(self, request):
         """A file that a player asked for; its key cannot be guessed."""
@@ -322,7 +326,28 @@ class Lobby:
         path = self._files.get(request.path_params["key"])
         if path is None or not path.exists():
             return PlainTextResponse("this file is gone: export it again", status_code=404)
-        return FileResponse(path, filename=f"msk-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
+        return FileResponse(path, filename=path.name)
+
+    async def take_session(self, request):
+        """A session file that the player brings: it is opened on the stage."""
+        from starlette.responses import PlainTextResponse
+        why = self.stranger(request.headers, request.headers.get("x-msk-token", ""))
+        player = self.player
+        if why is None and (player is None or not secrets.compare_digest(player.id, request.path_params["id"])):
+            why = "only who plays may open a session"
+        if why is not None:
+            return PlainTextResponse(why, status_code=403)
+        data = bytearray()
+        async for piece in request.stream():
+            data += piece
+            if len(data) > MAX_UPLOAD:
+                return PlainTextResponse(f"a session file has at most {MAX_UPLOAD >> 20} MiB", status_code=413)
+        try:
+            session = await asyncio.to_thread(parse_session, bytes(data))
+            await asyncio.to_thread(player.session.load, session)
+        except ValueError as error:
+            return PlainTextResponse(str(error), status_code=400)
+        return PlainTextResponse("")
 
     # -- who plays ---------------------------------------------------------------------------------------------------
 

@@ -5,47 +5,40 @@ player hands out frames when they are due (`ahead` seconds early, for the journe
 what stands under the lock, so no call waits for the model.
 
 The session knows an environment, not a model: `open_stream(prompt, image, seed)` gives something with `frames_wanted`,
-`step(tracks) -> frames [1, T, 3, H, W]`, `settle()` and `reset()`.
+`step(tracks) -> frames [1, T, 3, H, W]`, `settle()`, `reset()`, `say(prompt)`, `anchor()` and `memory`.
 """
 from __future__ import annotations
 
-import base64
-import io
 import logging
+import math
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..picture import fitted, read_picture
 from ..tracks import Tracks
+from .flight import Flight
 from .follow import Follow, Follower
-from .protocol import MAX_POINTS, Mark, ProtocolError, Sample
-from .record import Take
+from .points import Deeds, Look, Point, Way
+from .protocol import MAX_NODES, MAX_POINTS, Mark, ProtocolError, Sample
+from .record import Take, check_session, find, read_session
+from .replay import packed, picture_of, tracks_of
 
 log = logging.getLogger("msk.live")
-UNDO_DEPTH = 100
 NEAR = 0.15         # of the picture's width: so close to a point, a thing is taken to move with it
-
-
-@dataclass
-class Point:
-    id: int                         # the page's number
-    track_id: int                   # the model's number, the same for as long as the point lives
-    pinned: bool
-    follower: Follower
-    home: complex | None            # where it was put on the picture; None: it was added to a running stream
-    origin: complex                 # where in the picture lies what it holds
-    grabbed_at: complex = 0j
-    leaving: bool = False           # let go: says no more once it has arrived
+MAX_ALL_NODES = 8 * MAX_NODES       # of all paths together
+MAX_HAND = 240      # pointer samples kept of each chunk
+PLAIN = ("start", "stop", "pause", "resume", "reset", "undo", "redo", "anchor")
+ASKED = ("add", "grid", "path", "grab", "release", "pin", "remove", "say", "camera", "look")
 
 
 @dataclass(frozen=True)
@@ -72,10 +65,11 @@ class Clock:
 
 
 class Session:
-    def __init__(self, open_stream: Callable, geometry, *, name: str = "", max_id: int = 16384,
+    def __init__(self, open_stream: Callable, geometry, *, name: str = "", revision: str = "", max_id: int = 16384,
                  folder: str | Path | None = None, follow: Follow | None = None, fps: float | None = None,
-                 ahead: float = 0.12, idle_after: float = 900.0):
-        self.open_stream, self.geometry, self.name, self.max_id = open_stream, geometry, name, max_id
+                 eye: Callable | None = None, ahead: float = 0.12, idle_after: float = 900.0):
+        self.open_stream, self.geometry, self.name, self.revision = open_stream, geometry, name, revision
+        self.max_id, self.eye = max_id, eye             # eye(tracks, start) -> [F, h, w, 3] uint8: what the model is told
         self.folder = Path(folder) if folder else None
         self.follow, self.fps, self.ahead, self.idle_after = follow or Follow(), fps or geometry.fps, ahead, idle_after
         self.on_frame: Callable[[Frame], None] | None = None
@@ -85,19 +79,31 @@ class Session:
         self.prompt, self.seed = "", 0
         self.points: dict[int, Point] = {}
         self._left: deque[tuple[complex, complex]] = deque(maxlen=MAX_POINTS)   # place and origin of points that have gone
+        self.flight = Flight(geometry.width, geometry.height, self._new_track)
         self.take: Take | None = None
         self._changed = threading.Condition(threading.RLock())
-        self._undo: deque[tuple] = deque(maxlen=UNDO_DEPTH)
+        self._deeds, self._held = Deeds(), {}           # looks of the points that are in a hand, from before
         self._stream = None
-        self._want_open = self._want_reset = self._take_ends = self._closed = False
-        self._era = 0                                   # what was made in an older era is thrown away
+        self._want_open = self._want_reset = self._closed = False
+        self._ending: deque[Take] = deque()             # takes to be closed
+        self._script: deque[dict] = deque()             # chunks of a kept session that are still to be played again
+        self._hold_at: int | None = None                # after so many frames, pause
+        self._last_points: list | None = None           # how that session ended
+        self._told: str | None = None                   # what the stream's prompt is
+        self._said = ""                                 # the same, as the take knows it
+        self._before: Take | None = None                # the last take that has frames
+        self._began = time.monotonic()                  # when this take began
+        self._anchor = self._look = False
+        self._era = 0                                   # frames of an era that has ended are not shown
         self._queue: deque[Frame] = deque()
         self._next_due = 0.0                            # when the next frame to be made should be seen
-        self._paused_at = self._touched = time.monotonic()
+        self._paused_at = self._touched = self._flown = time.monotonic()
         self._chunk = self._index = 0
         self._making: deque[float] = deque(maxlen=8)    # seconds from asking to frames, of the latest chunks
         self._cycle: deque[float] = deque(maxlen=8)     # the same with the clean pass
         self._echo: float | None = None
+        self._hand: deque[list] = deque(maxlen=MAX_HAND)
+        self._written: list = []                        # the points as the take knows them
         self._clock = Clock()
         self._random = random.Random(0)
         self._threads = [threading.Thread(target=run, name=f"msk-{run.__name__.strip('_')}", daemon=True)
@@ -105,7 +111,7 @@ class Session:
         for thread in self._threads:
             thread.start()
 
-    # -- what a page, a notebook or a test may ask for ---------------------------------------------------------------
+    # -- the stream --------------------------------------------------------------------------------------------------
 
     def open(self, image, prompt: str = "", seed: int = 0) -> None:
         """Take this picture (anything `read_picture` reads) and wait for `start`; points and the running take end."""
@@ -115,11 +121,30 @@ class Session:
             self.image, self.prompt, self.seed = picture, prompt, seed
             self._random = random.Random(seed)
             self.points.clear()
-            self._left.clear()
-            self._undo.clear()
+            self._forget_play()
+            self._deeds.clear()
             self._want_open, self.state = True, "opening"
+            self.take = self._new_take()
             self._tell()
         self._show_still()
+
+    def load(self, session: dict) -> None:
+        """Open a kept session: `start` plays it again; where it ended, or where a hand takes over, it goes on live."""
+        check_session(session)
+        image, size = picture_of(session), (self.geometry.width, self.geometry.height)
+        with self._changed:
+            self.open(image, session["prompt"][:1000], session["seed"] % 2 ** 31)
+            chunks = session["chunks"]
+            first = next((c["points"] for c in chunks if "points" in c), session.get("points", []))
+            self._take_points(first)
+            if (session["width"], session["height"]) == size:
+                self._script = deque(chunks)
+                self._last_points = session.get("points")
+            elif chunks:
+                self._send({"type": "note", "message": f"this session was played at {session['width']}x{session['height']}: "
+                                                       "its points are here, its video cannot be played again"})
+            self.take = self._new_take()
+            self._tell()
 
     def start(self) -> None:
         """Begin a take; go on if it is paused; begin again from the picture if it has ended."""
@@ -161,131 +186,245 @@ class Session:
             if self.image is None:
                 return
             self._end_take()
-            now = time.monotonic()
             self.points = {i: p for i, p in self.points.items() if p.home is not None}
             for point in self.points.values():
-                point.follower.rest_at(point.home, now)
+                point.rest_at(point.home, time.monotonic())
                 point.leaving = False
-            self._left.clear()
-            self._undo = deque((u for u in self._undo if u[0] != "move" and u[1].home is not None), maxlen=UNDO_DEPTH)
+            self._forget_play()
+            self._deeds.keep(lambda a, b: isinstance(a, str) or isinstance(a or b, Look) and (
+                (a or b).point.home is not None and not (a and b and (a.kind, a.way) == (b.kind, b.way))))
             self._want_reset, self.state = True, "opening"
+            self.take = self._new_take()
             self._tell()
         self._show_still()
 
-    def add(self, id: int, x: float, y: float, kind: str = "live", t: float | None = None) -> None:
-        """A new point at (x, y), shares of the picture."""
+    def say(self, prompt: str) -> None:
+        """Follow another text, from the next chunk on."""
         with self._changed:
-            if id in self.points:
-                raise ProtocolError(f"there is a point {id} already: give a new one another number")
-            if len(self.points) >= MAX_POINTS:
-                raise ProtocolError(f"there are {MAX_POINTS} points already: remove one first")
-            if self.image is None:
-                raise ProtocolError("there is no picture yet: choose one, then add points")
-            now, place = self._now(t), self._place(x, y)
-            taken = {p.track_id for p in self.points.values()}
-            track_id = next(i for i in iter(lambda: self._random.randrange(self.max_id), None) if i not in taken)
-            on_picture = self.state in ("opening", "ready")
-            point = Point(id, track_id, kind == "pin", Follower(place, now, self.follow), place if on_picture else None,
-                          place if on_picture else self._origin(place))
-            self.points[id] = point
-            self._undo.append(("add", point))
+            self._take_over()
+            self._deeds.did({"prompt": (self.prompt, prompt)})
+            self.prompt = prompt
             self._tell()
 
-    def grab(self, id: int, t: float | None = None) -> None:
+    def anchor(self) -> None:
+        """From the next chunk on, the video is held to how it looks now."""
         with self._changed:
-            point, now = self._point(id), self._now(t)
-            point.grabbed_at, point.leaving, point.pinned = point.follower.target, False, False
-            point.follower.put(point.follower.target, now)
-            point.follower.held = True
+            if self.state not in ("playing", "paused"):
+                raise ProtocolError("there is nothing to hold on to yet: start the stream first")
+            self._anchor = True
+            self._send({"type": "note", "message": "a fresh anchor: the video is now held to how it looks here"})
+
+    def camera(self, **move: float) -> None:
+        """Fly on by so much; see flight.py for the units."""
+        with self._changed:
+            self._take_over()
+            taken, now = self.flight.ask(move), time.monotonic()
+            last = self._deeds.last().get("camera") if now - self._flown < 1 else None      # one gesture, one deed
+            flown = tuple((part, v + (dict(last[1])[part] if last else 0.0)) for part, v in taken.items())
+            self._deeds.did({"camera": (tuple((part, -v) for part, v in flown), flown)}, instead=last is not None)
+            self._flown = now
+            self._changed.notify_all()
+
+    def look(self, on: bool = True) -> None:
+        """Send what the model is told, chunk by chunk."""
+        with self._changed:
+            if on and self.eye is None:
+                raise ProtocolError("there is no map to look at: this model is not told in maps")
+            self._look = on
+
+    # -- points ------------------------------------------------------------------------------------------------------
+
+    def add(self, id: int, x: float, y: float, kind: str = "live", t: float | None = None) -> None:
+        """A new point at (x, y), shares of the picture."""
+        with self._deed([id]):
+            self._check_new([id])
+            self._put_new(id, self._place(x, y), kind, self._now(t))
+
+    def grid(self, id: int, box: tuple, spacing: float, kind: str = "live", t: float | None = None) -> None:
+        """New points all over a box (left, top, right, bottom in shares), `spacing` widths apart; ids from `id` on."""
+        with self._changed:
+            left, top, right, bottom = (v * side for v, side in zip(box, 2 * (self.geometry.width, self.geometry.height)))
+            columns, rows = (max(1, int(length / (spacing * self.geometry.width) + 1e-6))
+                             for length in (right - left, bottom - top))
+            ids = range(id, id + columns * rows)
+            with self._deed(ids):
+                self._check_new(ids)
+                now = self._now(t)
+                for k in ids:
+                    row, column = divmod(k - id, columns)
+                    self._put_new(k, complex(left + (column + 0.5) * (right - left) / columns,
+                                             top + (row + 0.5) * (bottom - top) / rows), kind, now)
+
+    def path(self, id: int, nodes: list[tuple], loop: str = "once", speed: float = 1.0, t: float | None = None) -> None:
+        """A way for a point, new or old: nodes (seconds, x, y), x and y in shares of the picture."""
+        with self._deed([id]):
+            others = sum(len(p.way.nodes) for p in self.points.values() if p.way is not None and p.id != id)
+            if others + len(nodes) > MAX_ALL_NODES:
+                raise ProtocolError(f"all paths together have {others + len(nodes)} nodes: at most {MAX_ALL_NODES} are kept")
+            way, now = Way(tuple((s, self._place(x, y)) for s, x, y in nodes), loop, speed), self._now(t)
+            if id in self.points:
+                point = self.points[id]
+                again = point.way is None or way.nodes != point.way.nodes
+                point.kind, point.way, point.leaving = "path", way, False
+                point.played = 0.0 if again else point.played
+                if not self._runs:
+                    self._settle_on_picture(point)
+            else:
+                self._check_new([id])
+                self._put_new(id, way.start, "path", now)
+                self.points[id].way = way
+
+    def grab(self, ids: Iterable[int], t: float | None = None) -> None:
+        with self._changed:
+            self._take_over()
+            now = self._now(t)
+            for point in [self._point(id) for id in ids]:
+                self._held.setdefault(point.id, point.look())
+                point.leaving = False
+                if point.way is None:
+                    point.follower.put(point.follower.target, now)
+                    point.follower.held = True
+                if point.kind == "pin":                 # it follows the hand, and stays where it is put
+                    point.follower.seen = now
 
     def move(self, samples: list[Sample]) -> None:
         """Pointer samples, oldest first; those of points that are gone are passed over."""
         with self._changed:
             for sample in samples:
                 point = self.points.get(sample.id)
-                if point is not None and not point.pinned:
-                    point.follower.put(self._place(sample.x, sample.y), self._now(sample.t))
+                if point is not None:
+                    point.put(self._place(sample.x, sample.y), self._now(sample.t))
+                    self._hand.append([round(sample.t, 1), sample.id, round(sample.x, 4), round(sample.y, 4)])
 
-    def release(self, id: int, keep: bool = True, t: float | None = None) -> None:
-        """The pointer lets go. The point holds its place (keep), or says no more once it has got there."""
+    def release(self, ids: Iterable[int], keep: bool = True, t: float | None = None) -> None:
+        """The pointer lets go. Points hold their place (keep), or say no more once they have got there."""
         with self._changed:
-            point = self.points.get(id)
-            if point is None:
-                return
-            point.follower.held = False
-            if abs(point.follower.target - point.grabbed_at) > 0.5:
-                self._undo.append(("move", point, point.grabbed_at))
-            point.leaving = not keep
-            if not keep and self.state not in ("playing", "paused"):
-                self._drop(id)
+            points = [self.points[id] for id in ids if id in self.points]
+            changes = {}
+            for point in points:
+                point.follower.held = False
+                before = self._held.pop(point.id, None)
+                if before is not None and (abs(before.target - point.target) > 0.5 or before.way != point.way):
+                    changes[point.id] = before, point.look()
+                if not self._runs:
+                    self._settle_on_picture(point)
+                point.leaving = not keep and point.kind == "live"
+                if point.leaving and not self._runs:
+                    self._drop(point.id)
+            self._deeds.did(changes)
+            self._note_points()
             self._tell()
 
-    def pin(self, id: int, on: bool = True) -> None:
-        """A pinned point stays where it is."""
-        with self._changed:
-            point = self._point(id)
-            if point.pinned != on:
-                self._undo.append(("pin", point, point.pinned))
-                self._set_pinned(point, on)
-                self._tell()
+    def pin(self, ids: Iterable[int], on: bool = True) -> None:
+        """Pinned points stay where they are."""
+        ids = list(ids)
+        with self._deed(ids):
+            for point in [self._point(id) for id in ids]:
+                if on and point.kind != "pin":
+                    point.way = None
+                    point.follower.held = False
+                    point.follower.rest_at(point.follower.at, time.monotonic())
+                point.kind = "pin" if on else "live" if point.kind == "pin" else point.kind
 
-    def remove(self, id: int) -> None:
-        with self._changed:
-            point = self._drop(id)
-            if point is not None:
-                self._undo.append(("remove", point))
-                self._tell()
+    def remove(self, ids: Iterable[int]) -> None:
+        ids = list(ids)
+        with self._deed(ids):
+            for id in ids:
+                self._drop(id)
 
     def undo(self) -> None:
-        """Take back the last add, remove, pin or drag: what was dragged goes back to where it came from."""
+        """Take back the last deed: what was dragged goes back to where it came from."""
+        self._turn(self._deeds.back)
+
+    def redo(self) -> None:
+        """Do again what was taken back last."""
+        self._turn(self._deeds.again)
+
+    def _turn(self, deed: Callable[[], dict]) -> None:
         with self._changed:
-            while self._undo:
-                deed, point, *before = self._undo.pop()
-                there = self.points.get(point.id) is point
-                if deed == "remove" and point.id not in self.points and len(self.points) < MAX_POINTS:
-                    self.points[point.id] = point
-                elif deed == "add" and there:
-                    self._drop(point.id)
-                elif deed == "pin" and there:
-                    self._set_pinned(point, before[0])
-                elif deed == "move" and there:
-                    point.follower.held = False
-                    point.follower.put(before[0], time.monotonic())
+            self._take_over()
+            for what, wanted in deed().items():
+                if what == "prompt":
+                    self.prompt = wanted
+                elif what == "camera":
+                    self.flight.ask(dict(wanted))
                 else:
-                    continue                        # the point has gone in the meantime: look further back
-                break
+                    self._become(what, wanted)
+            self._note_points()
             self._tell()
+
+    def _become(self, id: int, look: Look | None) -> None:
+        if look is None:
+            self._drop(id)
+            return
+        point, now = look.point, time.monotonic()
+        if self.points.get(id) is not point:
+            if id in self.points or len(self.points) >= MAX_POINTS:
+                return
+            self.points[id] = point
+        point.kind, point.leaving, point.follower.held = look.kind, False, False
+        if look.way != point.way:
+            point.way = look.way
+        if point.way is None and abs(look.target - point.follower.target) > 0:
+            point.follower.put(look.target, now)
+        if not self._runs:
+            self._settle_on_picture(point)
+
+    # -- what a page, a notebook or a test may ask for ---------------------------------------------------------------
 
     def hear(self, message: dict) -> None:
         """One message of the protocol (see protocol.py) that is about the stream."""
-        kind = message["type"]
+        kind, fields = message["type"], {k: v for k, v in message.items() if k != "type"}
+        if kind in ("recall", "load"):                  # files are read while nobody waits
+            return getattr(self, f"_{kind}")(message["take"])
         with self._changed:
             self._touched = time.monotonic()
             if kind == "pointer":
                 self.move(message["samples"])
-            elif kind in ("add", "grab", "release", "pin", "remove"):
-                getattr(self, kind)(**{k: v for k, v in message.items() if k != "type"})
-            elif kind in ("start", "stop", "pause", "resume", "reset", "undo"):
+            elif kind in PLAIN:
                 getattr(self, kind)()
+            elif kind in ASKED:
+                getattr(self, kind)(**fields)
             else:
                 raise ProtocolError(f"a session does nothing with \"{kind}\"")
+            if kind != "pointer" and self.take is not None and self.take.begun:
+                self._keep({"event": kind, "at": self._index, "seconds": round(time.monotonic() - self._began, 3), **fields})
+
+    def _recall(self, take: str) -> None:
+        path = find(self.folder, take)
+        if path is not None:
+            session = read_session(path)
+            self._send({"type": "kept", "take": take, "prompt": session["prompt"], "points": len(session.get("points", [])),
+                        "frames": sum(chunk["frames"] for chunk in session["chunks"])})
+
+    def _load(self, take: str) -> None:
+        path = find(self.folder, take)
+        if path is None:
+            raise ProtocolError("this session is not here any more: open its file instead")
+        try:
+            self.load(read_session(path))
+        except (ValueError, OSError) as error:
+            raise ProtocolError(str(error)) from None
 
     def describe(self) -> dict:
         """The `state` message: all a page needs to draw itself."""
         with self._changed:
-            return {"type": "state", "state": self.state, "prompt": self.prompt, "seed": self.seed, "undo": len(self._undo),
-                    "frames": self._index,
-                    "points": [{"id": p.id, "kind": "pin" if p.pinned else "live", "leaving": p.leaving,
-                                **dict(zip("xy", self._share(p.follower.target)))} for p in self.points.values()]}
+            undo, redo = self._deeds.counts
+            return {"type": "state", "state": self.state, "prompt": self.prompt, "seed": self.seed, "undo": undo,
+                    "redo": redo, "frames": self._index, "script": sum(c["frames"] for c in self._script),
+                    "take": self.take.name if self.take is not None and self.take.begun else "",
+                    "points": [self._as_json(p) for p in self.points.values()]}
 
     def export(self, path: str | Path) -> Path:
         """The latest take as mp4 at `path`; it may be running."""
-        if self.take is None:
-            raise ProtocolError("nothing has been made yet: start the stream, then export")
-        try:
-            return self.take.export(path)
-        except ValueError as error:
-            raise ProtocolError(str(error)) from None
+        return self.made().join(path)
+
+    def made(self) -> Take:
+        """The latest take that has a frame."""
+        for take in (self.take, self._before):
+            if take is not None and take.frames:
+                return take
+        raise ProtocolError("nothing has been made yet: start the stream, then export")
 
     def still(self) -> Frame | None:
         """The picture before anything was made of it."""
@@ -297,10 +436,10 @@ class Session:
         """The page has gone: hold everything, and let no pointer drag on."""
         with self._changed:
             self.on_frame = self.on_event = None
+            self._look = False
             self.pause()
             self._clock = Clock()
-            for point in self.points.values():
-                point.follower.held = False
+            self.release(list(self._held))
 
     def close(self, wait: float = 10.0) -> None:
         """Put the take on disk and end both threads."""
@@ -320,6 +459,29 @@ class Session:
         self.close()
 
     # -- under the lock ----------------------------------------------------------------------------------------------
+
+    @property
+    def _runs(self) -> bool:
+        return self.state in ("playing", "paused")
+
+    @contextmanager
+    def _deed(self, ids: Iterable[int]):
+        """What is done to these points in here can be taken back, and is told."""
+        with self._changed:
+            self._take_over()
+            before = {id: self.points[id].look() if id in self.points else None for id in ids}
+            yield
+            self._deeds.did({id: (look, self.points[id].look() if id in self.points else None)
+                             for id, look in before.items()})
+            self._note_points()
+            self._tell()
+
+    def _take_over(self) -> None:
+        """A hand has come in: what is left of a kept session is not played again."""
+        if self._script:
+            self._script.clear()
+            self._last_points = self._hold_at = None
+            self._send({"type": "note", "message": "your hand takes over: the rest of the kept session is left out"})
 
     def _now(self, t: float | None) -> float:
         now = time.monotonic()
@@ -341,10 +503,32 @@ class Session:
             raise ProtocolError(f"there is no point {id}: it was removed, or never added")
         return self.points[id]
 
+    def _check_new(self, ids: Iterable[int]) -> None:
+        ids = list(ids)
+        taken = [id for id in ids if id in self.points]
+        if taken:
+            raise ProtocolError(f"there is a point {taken[0]} already: give a new one another number")
+        if len(self.points) + len(ids) > MAX_POINTS:
+            raise ProtocolError(f"there are {len(self.points)} points already, of {MAX_POINTS}: remove some first"
+                                + (f", {len(ids)} more do not fit" if len(ids) > 1 else ""))
+        if ids[-1] > 65535:
+            raise ProtocolError("point numbers end at 65535: reload the page")
+        if self.image is None:
+            raise ProtocolError("there is no picture yet: choose one, then add points")
+
+    def _put_new(self, id: int, place: complex, kind: str, now: float) -> None:
+        home, origin = (None, self._origin(place)) if self._runs else (place, place)
+        self.points[id] = Point(id, self._new_track(), kind, Follower(place, now, self.follow), home, origin)
+
+    def _new_track(self) -> int:
+        taken = {p.track_id for p in self.points.values()} | {p[0] for p in self.flight.points}
+        return next(i for i in iter(lambda: self._random.randrange(self.max_id), None) if i not in taken)
+
     def _origin(self, place: complex) -> complex:
         """Where in the picture lies what is now seen at `place`: things move with the points on them, also with those that
         have gone; what no point is near to has not moved."""
-        known = [(p.follower.at, p.origin) for p in self.points.values()] + list(self._left)
+        known = ([(p.follower.at, p.origin) for p in self.points.values()] + list(self._left)
+                 + [(p[1], p[3]) for p in self.flight.points if p[3] is not None])
         nearest = min(known, key=lambda k: abs(k[0] - place), default=(place, place))
         if abs(nearest[0] - place) > NEAR * self.geometry.width:
             return place
@@ -352,20 +536,59 @@ class Session:
             self._left.remove(nearest)
         return place - (nearest[0] - nearest[1])
 
+    def _settle_on_picture(self, point: Point) -> None:
+        """Before the first frame a point is where it was put."""
+        if self.state in ("opening", "ready", "empty"):
+            place = point.target
+            point.rest_at(place, time.monotonic())
+            point.home = point.origin = place
+
     def _drop(self, id: int) -> Point | None:
         point = self.points.pop(id, None)
         if point is not None:
+            self._held.pop(id, None)
             self._left.append((point.follower.at, point.origin))
         return point
 
-    def _set_pinned(self, point: Point, on: bool) -> None:
-        point.pinned = on
-        if on:
-            point.follower.held = False
-            point.follower.rest_at(point.follower.at, time.monotonic())
-
     def _marks(self) -> list[Mark]:
-        return [Mark(p.id, p.pinned, *self._share(p.follower.at)) for p in self.points.values()]
+        return [Mark(p.id, p.kind, *self._share(p.follower.at)) for p in self.points.values()]
+
+    def _as_json(self, p: Point) -> dict:
+        """A point as the page and the session file know it; places in shares of the picture."""
+        def share(place: complex) -> list[float]:
+            return [round(v, 5) for v in self._share(place)]
+
+        x, y = share(p.target)
+        told = {"id": p.id, "kind": p.kind, "x": x, "y": y, "leaving": p.leaving, "track": p.track_id,
+                "at": share(p.follower.at), "home": None if p.home is None else share(p.home), "origin": share(p.origin)}
+        if p.way is not None:
+            told |= {"loop": p.way.loop, "speed": p.way.speed, "played": round(p.played, 3),
+                     "nodes": [[round(t, 3), *share(place)] for t, place in p.way.nodes]}
+        return told
+
+    def _take_points(self, told: list[dict], running: bool = False) -> None:
+        """Points as a session file knows them; what is damaged is passed over."""
+        self.points.clear()
+        now = time.monotonic()
+        for p in told[:MAX_POINTS]:
+            try:
+                id, kind = int(p["id"]) % 65536, p["kind"] if p["kind"] in ("live", "pin", "path") else "live"
+                target, at = self._place(float(p["x"]), float(p["y"])), self._place(*map(float, p["at"]))
+                way = None
+                if kind == "path":
+                    nodes = tuple((float(t), self._place(float(x), float(y))) for t, x, y in p["nodes"][:MAX_NODES])
+                    way = Way(nodes, p["loop"], min(max(float(p["speed"]), 0.1), 10.0))
+                point = Point(id, int(p["track"]) % self.max_id, kind, Follower(at, now, self.follow), None,
+                              self._place(*map(float, p["origin"])), way, float(p.get("played", 0.0)))
+                point.home = self._place(*map(float, p["home"])) if p.get("home") else None
+            except (KeyError, TypeError, ValueError, IndexError):
+                continue
+            if not running:
+                point.rest_at(target, now)
+                point.home = point.origin = target
+            elif way is None:
+                point.follower.put(target, now)
+            self.points[id] = point
 
     def _tell(self) -> None:
         """Wake the threads, tell the page."""
@@ -385,18 +608,54 @@ class Session:
         self._queue = deque(replace(f, due=f.due + seconds) for f in self._queue)
         self._next_due += seconds
 
+    def _forget_play(self) -> None:
+        """What belongs to a stream that has ended."""
+        self._left.clear()
+        self._held.clear()
+        self._script.clear()
+        self.flight.reset()
+        self._anchor, self._hold_at, self._last_points = False, None, None
+
     def _end_take(self) -> None:
         """Whatever is on its way belongs to the past; the recording will be closed, its frames are kept."""
         self._era += 1
         self._queue.clear()
         self._chunk = self._index = 0
         self._next_due = 0.0
-        self._take_ends = True
+        if self.take is not None and self.take not in self._ending:
+            self._ending.append(self.take)
+            self._before = self.take if self.take.frames else self._before
         self._changed.notify_all()
+
+    def _new_take(self) -> Take | None:
+        self._began, self._said = time.monotonic(), self.prompt
+        self._written = [self._as_json(p) for p in self.points.values()]
+        if self.folder is None:
+            return None
+        return Take(self.folder, self.fps, {
+            "model": self.name, "revision": self.revision, "prompt": self.prompt, "seed": self.seed,
+            "width": self.geometry.width, "height": self.geometry.height, "picture": packed(self.image)})
+
+    def _keep(self, record: dict) -> None:
+        """Write a line of the session, if there is where to."""
+        if self.take is not None:
+            try:
+                self.take.note(record)
+            except OSError as error:
+                self.take = None
+                self._send({"type": "error", "message": f"recording has stopped, the stream goes on: {error}"})
+
+    def _note_points(self) -> None:
+        """The points, for the session file, if the last it knows is not the same."""
+        points = [self._as_json(p) for p in self.points.values()]
+        if points != self._written:
+            self._written = points
+            self._keep({"points": points})
 
     # -- the engine --------------------------------------------------------------------------------------------------
 
     def _engine(self) -> None:
+        import torch
         torch.set_num_threads(torch.get_num_threads())      # OpenMP counts per calling thread
         while True:
             with self._changed:
@@ -416,13 +675,13 @@ class Session:
                     self._tell()
 
     def _task(self) -> str | None:
-        if self._take_ends:
+        if self._ending:
             return "close_take"
         if self._closed:
             return "close"
         if self._want_open or self._want_reset:
             return "open_picture"
-        if self.state == "playing":
+        if self.state == "playing" and self._hold_at is None:
             if time.monotonic() - self._touched > self.idle_after:
                 self._send({"type": "note", "message": "nobody has touched the stream for a while, so it rests: "
                                                        "press Space to go on"})
@@ -433,7 +692,7 @@ class Session:
 
     def _patience(self) -> float | None:
         """Seconds the next chunk can still wait for news of the pointer."""
-        if self.state != "playing":
+        if self.state != "playing" or self._hold_at is not None:
             return None
         slow = sorted(self._making)[-2:]                # of eight chunks, one may be slower than was waited for
         need = 1.1 * slow[0] + 0.03 if slow else 1e9
@@ -441,13 +700,12 @@ class Session:
 
     def _close_take(self) -> None:
         with self._changed:
-            self._take_ends, take = False, self.take
-        if take is not None:
-            try:
-                take.close()
-            except Exception as error:                  # a full disk must not end the session
-                log.exception("closing a take")
-                self._send({"type": "error", "message": f"the recording could not be finished: {error}"})
+            take = self._ending.popleft()
+        try:
+            take.close()
+        except Exception as error:                      # a full disk must not end the session
+            log.exception("closing a take")
+            self._send({"type": "error", "message": f"the recording could not be finished: {error}"})
 
     def _open_picture(self) -> None:
         with self._changed:
@@ -457,43 +715,88 @@ class Session:
             self._stream = None
             self._stream = self.open_stream(prompt, image, seed)
         else:
-            self._stream.reset(seed=seed)
+            self._stream.reset(prompt=prompt, seed=seed)
+        self._told = prompt
         with self._changed:
             if era == self._era and self.state == "opening":
                 self.state = "ready"
                 self._tell()
 
-    def _tracks(self, frames: int, first: bool, now: float) -> tuple[Tracks | None, list[list[Mark]]]:
-        """What the model is asked for in the next frames, and the same for the page, frame by frame."""
-        points, paths = list(self.points.values()), []
-        for point in points:
-            if point.pinned:
-                paths.append([point.follower.at] * frames)
-            else:
-                paths.append(point.follower.path(frames, self.geometry.width, now, includes_now=first))
-        marks = [[Mark(p.id, p.pinned, *self._share(path[i])) for p, path in zip(points, paths)] for i in range(frames)]
+    def _ask(self, frames: int, first: bool, now: float) -> tuple[dict, list[list[Mark]]]:
+        """What the model is asked for in the next frames, as the session file keeps it, and the marks for the page."""
+        points, width = list(self.points.values()), self.geometry.width
+        paths = [point.path(frames, width, now, self.fps, first) for point in points]
+        close = NEAR * width
+        flown = self.flight.frames(frames, first, lambda i, place: any(abs(path[i] - place) < close for path in paths))
+        asked = ([(p.track_id, p.id, p.kind, path, [True] * frames, p.origin) for p, path in zip(points, paths)]
+                 + [(track, mark, "camera", path, seen, origin) for track, mark, path, seen, origin in flown])
+        marks = [[Mark(id, kind, *self._share(path[i])) for _, id, kind, path, seen, _ in asked if seen[i]]
+                 for i in range(frames)]
         gone = [p.id for p in points if p.leaving and abs(p.follower.at - p.follower.target) < 1]
         for id in gone:
             self._drop(id)
         if gone:
             self._tell()
-        if not points:
-            return None, marks
-        xy = torch.tensor([[[p.real, p.imag] for p in path] for path in paths]).transpose(0, 1)[None]      # [1, T, N, 2]
-        origin = torch.tensor([[[p.origin.real, p.origin.imag] for p in points]])                         # [1, N, 2]
-        return Tracks(xy, torch.ones(1, frames, len(points), dtype=torch.bool),
-                      torch.tensor([[p.track_id for p in points]]), origin), marks
+        record = {"ids": [a[0] for a in asked], "who": [[a[1], a[2]] for a in asked],
+                  "xy": [[_round(a[3][i]) for a in asked] for i in range(frames)] if asked else [],
+                  "origin": [None if a[5] is None else _round(a[5]) for a in asked]}
+        if not all(all(a[4]) for a in asked):
+            record["seen"] = [[int(a[4][i]) for a in asked] for i in range(frames)]
+        return record, marks
+
+    def _ask_again(self, frames: int) -> tuple[dict, list[list[Mark]]] | None:
+        """The same from the kept session that is played again; None: it does not fit, and is left out."""
+        record = self._script[0]
+        if record["frames"] != frames:
+            self._script.clear()
+            self._send({"type": "note", "message": "the kept session was made in chunks of another length: it goes on live"})
+            return None
+        self._script.popleft()
+        if "points" in record:
+            self._take_points(record["points"], running=True)
+        size, seen = complex(self.geometry.width, self.geometry.height), record.get("seen")
+        marks = [[Mark(int(id) % 65536, kind, x / size.real, y / size.imag) for n, ((id, kind), (x, y)) in enumerate(
+                  zip(record["who"], row)) if seen is None or seen[i][n]] for i, row in enumerate(record["xy"])]
+        where = {id: complex(*xy) for (id, kind), xy in zip(record["who"], record["xy"][-1] if record["xy"] else [])
+                 if kind != "camera"}
+        for point in self.points.values():
+            if point.id in where:
+                point.follower.rest_at(where[point.id], time.monotonic())
+        if not self._script:
+            if self._last_points is not None:
+                self._take_points(self._last_points, running=True)
+            self._hold_at = self._index + frames
+        self._anchor = bool(record.get("anchor"))
+        self.prompt = record.get("say", self.prompt)
+        kept = {k: record[k] for k in ("ids", "who", "xy", "origin", "seen") if k in record}
+        return kept, marks or [[] for _ in range(frames)]
 
     def _make_chunk(self) -> None:
-        if self._chunk == 0:
-            self.take = self._new_take()
         began = time.monotonic()
         frames = self._stream.frames_wanted
         with self._changed:
             era, echo, chunk = self._era, self._echo, self._chunk
-            tracks, marks = self._tracks(frames, chunk == 0, began)
+            points = [self._as_json(p) for p in self.points.values()]
+            again = self._ask_again(frames) if self._script else None
+            asked, marks = again or self._ask(frames, chunk == 0, began)
+            record = {"chunk": chunk, "frames": frames, **asked}
+            if chunk == 0 or points != self._written:
+                record["points"] = self._written = points
+            if self._hand:
+                record["hand"] = list(self._hand)
+                self._hand.clear()
+            say, anchor, self._anchor, look = self.prompt, self._anchor, False, self._look and self.eye
+        if say != self._told:
+            self._stream.say(say)
+            self._told = say
+        if say != self._said:
+            record["say"] = self._said = say
+        if anchor:
+            self._stream.anchor()
+            record["anchor"] = True
+        tracks = tracks_of(record)
         made = self._stream.step(tracks)[0]                                                                 # [T, 3, H, W]
-        pictures = made.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pictures = made.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with self._changed:
             now = time.monotonic()
             self._making.append(now - began)
@@ -505,20 +808,22 @@ class Session:
                 self._queue.append(Frame(picture, self._index + i, chunk, marks[i], echo, due + i * pace))
             self._next_due, self._chunk, self._index = due + frames * pace, chunk + 1, self._index + frames
             self._changed.notify_all()
-            take = self.take
         self._stream.settle()
         self._cycle.append(time.monotonic() - began)
-        if take is not None:
-            ids, xy = ([], []) if tracks is None else (tracks.ids[0], tracks.xy[0].double().round(decimals=3))
-            take.note({"chunk": chunk, "frames": frames, "ids": list(map(int, ids)), "xy": [row.tolist() for row in xy]})
+        with self._changed:
+            if era == self._era:
+                self._keep(record)
+                if again:
+                    self._tell()
+                self._send({"type": "chunk", "chunk": chunk, "frames": frames, "made": round(1000 * self._making[-1], 1),
+                            "whole": round(1000 * self._cycle[-1], 1), "memory": self._stream.memory})
+        if look:
+            self._send_map(look, tracks, chunk)
 
-    def _new_take(self) -> Take | None:
-        if self.folder is None:
-            return None
-        packed = io.BytesIO()
-        self.image.save(packed, "PNG")
-        return Take(self.folder, self.fps, {"model": self.name, "prompt": self.prompt, "seed": self.seed,
-                                            "picture": base64.b64encode(packed.getvalue()).decode()})
+    def _send_map(self, eye: Callable, tracks: Tracks | None, chunk: int) -> None:
+        pictures = eye(tracks, chunk == 0)                                                                  # [F, h, w, 3]
+        self._send({"type": "map", "chunk": chunk, "frames": len(pictures),
+                    "picture": packed(Image.fromarray(np.concatenate(pictures, axis=1)))})
 
     # -- the player --------------------------------------------------------------------------------------------------
 
@@ -537,6 +842,10 @@ class Session:
                 frame, take, tell = self._queue.popleft(), self.take, self.on_frame
                 if tell is not None:
                     tell(frame)
+                if self._hold_at is not None and frame.index + 1 >= self._hold_at:
+                    self._hold_at = None
+                    self._send({"type": "note", "message": "this is where the kept session ended: Space goes on, live"})
+                    self.pause()
             if take is not None:
                 try:
                     take.write(frame.picture)
@@ -545,3 +854,8 @@ class Session:
                     with self._changed:
                         self.take = None
                         self._send({"type": "error", "message": f"recording has stopped, the stream goes on: {error}"})
+
+
+def _round(place: complex) -> list[float]:
+    """Pixels as they are asked and kept: what is written is what is read again."""
+    return [round(place.real, 3), round(place.imag, 3)] if math.isfinite(abs(place)) else [0.0, 0.0]

@@ -87,7 +87,7 @@ function readFrame(buffer) {
   const view = new DataView(buffer), count = view.getUint8(2), marks = [];
   let at = 40;
   for (let i = 0; i < count; i++, at += 12)
-    marks.push({ id: view.getUint16(at, true), pinned: view.getUint8(at + 2) === 1, x: view.getFloat32(at + 4, true), y: view.getFloat32(at + 8, true) });
+    marks.push({ id: view.getUint16(at, true), kind: ["live", "pin", "path", "camera"][view.getUint8(at + 2)], x: view.getFloat32(at + 4, true), y: view.getFloat32(at + 8, true) });
   return { quality: view.getUint8(1), still: (view.getUint8(3) & 1) === 1, seq: view.getUint32(4, true), chunk: view.getUint32(8, true),
     index: view.getUint32(12, true), pts: view.getFloat64(16, true), sent: view.getFloat64(24, true), echo: view.getFloat64(32, true),
     marks, blob: new Blob([new Uint8Array(buffer, at)], { type: "image/jpeg" }), bitmap: null };
@@ -123,7 +123,7 @@ function socketHost({ url, token }) {
         const where = new URL(url, document.baseURI);
         where.protocol = where.protocol.replace("http", "ws");
         if (session) where.searchParams.set("resume", session);
-        socket = new WebSocket(where, ["msk.v1", "token." + token]);
+        socket = new WebSocket(where, ["msk.v2", "token." + token]);
         socket.binaryType = "arraybuffer";
         socket.onopen = () => { beat = setInterval(() => this.send({ type: "ping", t: performance.now() }), 5000); };
         socket.onmessage = ({ data }) => {
@@ -426,7 +426,7 @@ function mountStage(el, host) {
     const at = where(event), t = event.timeStamp, found = nearest(at), pinning = tool === "pin" || event.shiftKey;
     if (found !== null && pinning) {
       chosen = found;
-      return void say({ type: "pin", id: found, on: points.get(found).kind !== "pin" });
+      return void say({ type: "pin", ids: [found], on: points.get(found).kind !== "pin" });
     }
     let id = found, dx = 0, dy = 0;
     if (found === null) {
@@ -463,7 +463,7 @@ function mountStage(el, host) {
         if (Math.hypot((at.x - drag.from.x) * screen.clientWidth, (at.y - drag.from.y) * screen.clientHeight) < 3) continue;
         drag.moved = true;
         p.kind = "live";
-        say({ type: "grab", id: drag.id, t: e.timeStamp });
+        say({ type: "grab", ids: [drag.id], t: e.timeStamp });
         if (state === "ready" || state === "opening") say({ type: "start" });
       }
       p.x = clamp(at.x + drag.dx); p.y = clamp(at.y + drag.dy);
@@ -480,7 +480,7 @@ function mountStage(el, host) {
     stale = true;
     top.classList.toggle("dragging", drags.size > 0);
     while (samples.length) host.send(packSamples(samples.splice(0, 64)));
-    if (drag.moved) say({ type: "release", id: drag.id, t: event.timeStamp, keep });
+    if (drag.moved) say({ type: "release", ids: [drag.id], t: event.timeStamp, keep });
   }
 
   top.addEventListener("pointerdown", down);
@@ -494,8 +494,9 @@ function mountStage(el, host) {
     hold: () => say({ type: state === "paused" ? "resume" : "pause" }),
     reset: () => say({ type: "reset" }),
     undo: () => say({ type: "undo" }),
-    mp4: () => say({ type: "export", what: "mp4" }),
-    remove: () => { if (chosen !== null) { points.delete(chosen); say({ type: "remove", id: chosen }); chosen = null; } },
+    redo: () => say({ type: "redo" }),
+    mp4: () => say({ type: "export", what: "mp4", mark: false }),
+    remove: () => { if (chosen !== null) { points.delete(chosen); say({ type: "remove", ids: [chosen] }); chosen = null; } },
   };
 
   root.addEventListener("click", (event) => {
@@ -512,9 +513,9 @@ function mountStage(el, host) {
     if (!p || p.kind === "pin") return;
     const t = performance.now();
     p.x = clamp(p.x + x); p.y = clamp(p.y + y);
-    say({ type: "grab", id: chosen, t });
+    say({ type: "grab", ids: [chosen], t });
     host.send(packSamples([{ t: t + 1, id: chosen, x: p.x, y: p.y }]));
-    say({ type: "release", id: chosen, t: t + 2, keep: true });
+    say({ type: "release", ids: [chosen], t: t + 2, keep: true });
     if (state === "ready") say({ type: "start" });
   }
 
@@ -524,7 +525,7 @@ function mountStage(el, host) {
     if (!inside && (!host.everywhere || target.closest?.("input, textarea, select, button, a, [contenteditable=true], [role=listbox], [role=option]"))) return;
     if (inside && target.closest?.("button") && (event.key === "Enter" || event.key === " ")) return;
     const step = event.shiftKey ? 0.1 : 0.02, chord = event.ctrlKey || event.metaKey;
-    const deed = chord ? { z: acts.undo, Z: acts.undo }[event.key] : {
+    const deed = chord ? { z: acts.undo, Z: acts.redo, y: acts.redo }[event.key] : {
       Enter: acts.toggle, " ": acts.hold, Delete: acts.remove, Backspace: acts.remove, Escape: () => { chosen = null; },
       ArrowLeft: chosen !== null && (() => nudge(-step, 0)), ArrowRight: chosen !== null && (() => nudge(step, 0)),
       ArrowUp: chosen !== null && (() => nudge(0, -step)), ArrowDown: chosen !== null && (() => nudge(0, step)),

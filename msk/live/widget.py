@@ -19,8 +19,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from .export import MIME, export
+from .mirror import Eye
 from .protocol import ProtocolError, read
-from .server import Link, greeting, pack
+from .record import parse_session
+from .replay import fingerprint
+from .server import MAX_UPLOAD, Link, greeting, pack
 from .session import Session
 
 STAGE_JS = Path(__file__).with_name("stage.js")
@@ -68,6 +72,15 @@ class Pulled:
         shown = [self.frames.popleft() for _ in range(len(self.frames))]
         return {"type": "pulled", "words": said}, [pack(f, self.link.quality, self.link.sent()) for f in shown]
 
+    def bring(self, data: bytes) -> None:
+        """A session file from the page: it is opened on the stage, or a word says what is wrong with it."""
+        try:
+            if len(data) > MAX_UPLOAD:
+                raise ValueError(f"a session file has at most {MAX_UPLOAD >> 20} MiB")
+            self.session.load(parse_session(data))
+        except ValueError as error:
+            self.words.append({"type": "error", "message": str(error)})
+
     def _hear(self, message: dict) -> None:
         kind = message["type"]
         if kind == "ack":
@@ -77,18 +90,19 @@ class Pulled:
         elif kind == "open":
             self.session.open(self.session.image, message["prompt"], message["seed"])
         elif kind == "export":
-            if self.session.take is None:
-                raise ProtocolError("nothing has been made yet: start the stream, then export")
-            path = self._files / f"{self.session.take.name}.{message['what']}"
-            if message["what"] == "mp4":
-                self.session.export(path)
-            else:
-                path.write_text(json.dumps(self.session.take.session()), encoding="utf-8")
-            mime = "video/mp4" if message["what"] == "mp4" else "application/json"
+            path = export(self.session, message["what"], self._files, message["mark"])
             packed = base64.b64encode(path.read_bytes()).decode()
-            self.words.append({"type": "file", "url": f"data:{mime};base64,{packed}", "name": path.name})
+            self.words.append({"type": "file", "url": f"data:{MIME[message['what']]};base64,{packed}", "name": path.name})
+            path.unlink()
         else:
             self.session.hear(message)
+
+
+def knowing(kit) -> dict:
+    """What a Session is told of a kit beside its name: which weights these are, how many ids, and how its maps look."""
+    if getattr(kit, "preset", None) is None:
+        return {}
+    return {"revision": fingerprint(kit), "max_id": kit.preset.tracks.max_id, "eye": Eye(kit)}
 
 
 def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None, folder=None, **session_options):
@@ -99,6 +113,7 @@ def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None,
     anywidget = _anywidget()
     from ..stream import Stream
     open_stream = open_stream or (lambda prompt, image, seed: Stream(kit, prompt, image, seed=seed))
+    session_options = knowing(kit) | session_options
     session = Session(open_stream, kit.geometry, name=kit.name, folder=folder or tempfile.mkdtemp(prefix="msk-takes-"),
                       **session_options)
     size = kit.geometry.width, kit.geometry.height
@@ -117,6 +132,8 @@ def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None,
                 with self._turn:
                     answer, frames = self.pulled.answer(content, buffers or [])
                 self.send(answer, buffers=frames)
+            elif isinstance(content, dict) and content.get("type") == "session" and buffers:
+                self.pulled.bring(bytes(buffers[0]))
 
         def _repr_mimebundle_(self, **kwargs):
             bundle = super()._repr_mimebundle_(**kwargs)

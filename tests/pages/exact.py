@@ -36,6 +36,8 @@ class ExactStream:
         self.kit, self.cost, self.chunk = kit, cost, chunk
         self.asked = []                             # the tracks of every step
         self.settled = 0
+        self.said = []                              # (chunk before which it was said, prompt)
+        self.anchors = []
         self.reset(prompt, image, seed)
 
     def reset(self, prompt=None, image=None, seed=None):
@@ -81,6 +83,16 @@ class ExactStream:
             moved = self.picture[:, source_y, source_x]
             frame[:, inside] = moved[:, inside]
         return frame
+
+    def say(self, prompt):
+        self.said.append((self.index, prompt))
+
+    def anchor(self):
+        self.anchors.append(self.index)
+
+    @property
+    def memory(self):
+        return {"sink": [0][:self.index], "window": [self.index - 1][:self.index - 1]}
 
     def settle(self):
         self.settled += 1

@@ -1,0 +1,156 @@
+"""Points of the canvas: dragged live (green), pinned (red), on a way drawn in advance (blue); and how deeds are taken back.
+
+Places are complex numbers x + iy, in pixels; times are seconds.
+"""
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass, replace
+
+from .follow import Follower
+
+LOOPS = ("once", "loop", "swing")
+KINDS = ("live", "pin", "path")
+MOVE = ("right", "down", "zoom", "roll", "orbit", "dolly")         # what a camera can do, see flight.py
+UNDO_DEPTH = 100
+
+
+@dataclass(frozen=True)
+class Way:
+    """Nodes (seconds from the start, place) joined by straight lines, played once, in a loop or there and back."""
+    nodes: tuple[tuple[float, complex], ...]
+    loop: str = "once"
+    speed: float = 1.0
+
+    @property
+    def start(self) -> complex:
+        return self.nodes[0][1]
+
+    def at(self, seconds: float) -> complex:
+        """Where it is after so many seconds of play."""
+        length, t = self.nodes[-1][0], max(0.0, seconds * self.speed)
+        if length <= 0:
+            return self.start
+        if self.loop == "loop":
+            t %= length
+        elif self.loop == "swing":
+            t = length - abs(length - t % (2 * length))
+        if t >= length:
+            return self.nodes[-1][1]
+        after = bisect_right(self.nodes, t, key=lambda node: node[0])
+        (t0, p0), (t1, p1) = self.nodes[after - 1], self.nodes[after]
+        return p0 + (p1 - p0) * ((t - t0) / (t1 - t0))
+
+    def moved(self, by: complex) -> Way:
+        return replace(self, nodes=tuple((t, place + by) for t, place in self.nodes))
+
+
+@dataclass(eq=False)
+class Point:
+    id: int                         # the page's number
+    track_id: int                   # the model's number, the same for as long as the point lives
+    kind: str                       # one of KINDS
+    follower: Follower
+    home: complex | None            # where it was put on the picture; None: it was added to a running stream
+    origin: complex                 # where in the picture lies what it holds
+    way: Way | None = None
+    played: float = 0.0             # seconds of its way
+    leaving: bool = False           # let go: says no more once it has arrived
+
+    @property
+    def target(self) -> complex:
+        """Where it is wanted; of a way, its start."""
+        return self.way.start if self.way is not None else self.follower.target
+
+    def put(self, place: complex, time: float) -> None:
+        """A hand's sample: the point follows, a way is moved whole."""
+        if self.way is not None:
+            self.way = self.way.moved(place - self.way.start)
+        else:
+            self.follower.put(place, time)
+
+    def rest_at(self, place: complex, now: float) -> None:
+        """Be there at once, without a path to it; a way begins again."""
+        if self.way is not None:
+            self.way, self.played = self.way.moved(place - self.way.start), 0.0
+        self.follower.rest_at(place, now)
+
+    def path(self, frames: int, width: float, now: float, fps: float, first: bool) -> list[complex]:
+        """The places of the next frames; `first`: the video begins with them, so the first one is where the point is."""
+        if self.way is None:
+            return self.follower.path(frames, width, now, includes_now=first)
+        places, longest = [], self.follower.follow.max_step * width
+        for i in range(frames):
+            if not (first and i == 0):
+                self.played += 1 / fps
+                step = self.way.at(self.played) - self.follower.at
+                if abs(step) > longest:                             # no quicker than the model can follow
+                    step *= longest / abs(step)
+                self.follower.at += step
+            places.append(self.follower.at)
+        self.follower.rest_at(self.follower.at, now)
+        return places
+
+    def look(self) -> Look:
+        return Look(self, self.kind, self.target, self.way)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a point was at some moment, to go back to."""
+    point: Point
+    kind: str
+    target: complex
+    way: Way | None
+
+
+class Deeds:
+    """What was done, one deed after the other, each as {what: (before, after)}; taken back and done again."""
+
+    def __init__(self):
+        self._done: deque[dict] = deque(maxlen=UNDO_DEPTH)
+        self._undone: list[dict] = []
+
+    def did(self, changes: dict, instead: bool = False) -> None:
+        """One more deed, or one `instead` of the last."""
+        changes = {what: (a, b) for what, (a, b) in changes.items() if a != b}
+        if changes:
+            if instead:
+                self._done.pop()
+            self._done.append(changes)
+            self._undone.clear()
+
+    def last(self) -> dict:
+        """The deed that would be taken back, if nothing has been since."""
+        return self._done[-1] if self._done and not self._undone else {}
+
+    def back(self) -> dict:
+        """The last deed's {what: before}; {} if there is none."""
+        if not self._done:
+            return {}
+        self._undone.append(self._done.pop())
+        return {what: before for what, (before, _) in self._undone[-1].items()}
+
+    def again(self) -> dict:
+        """{what: after} of the deed that was taken back last; {} if there is none."""
+        if not self._undone:
+            return {}
+        self._done.append(self._undone.pop())
+        return {what: after for what, (_, after) in self._done[-1].items()}
+
+    def keep(self, wanted) -> None:
+        """Forget each change for which wanted(before, after) is not true."""
+        for deeds in (self._done, self._undone):
+            kept = [{what: pair for what, pair in deed.items() if wanted(*pair)} for deed in deeds]
+            deeds.clear()
+            deeds.extend(deed for deed in kept if deed)
+
+    def clear(self) -> None:
+        self._done.clear()
+        self._undone.clear()
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many can be taken back, and done again."""
+        return len(self._done), len(self._undone)
