@@ -557,15 +557,14 @@ def run(model: str | Kit = "tiny", clips: int = 4, json_path=None, *, cases: tup
         for name, plan in plans.items():
             found = report["cases"][name]
             bar.set_description(f"ablations: {name}")
-            for measure in plan:
+            for count, measure in enumerate(plan, 1):
                 measure()
                 found["claims"] = [claim.judged(found["settings"]) for claim in CASES[name].claims]
+                found["complete"] = count == len(plan)
+                if charts and found["complete"]:
+                    save_strip(chart(report, name), charts, name)
                 bar.update()
                 yield
-            found["complete"] = True
-            if charts:
-                save_strip(chart(report, name), charts, name)
-        yield
 
     return keep(report, rounds, sum(map(len, plans.values())), json_path, table, quiet, "measurement")
 
