@@ -299,7 +299,8 @@ def test_things_of_the_world_follow_the_pointer(browser, tmp_path, kit, most):
 
 def test_the_tiny_model_streams_and_answers_the_pointer(browser, tmp_path):
     """The same picture, dragged and left alone: with the hand the frames differ most where the hand went."""
-    (picture, caption, start, end), = things(1)
+    size = PRESETS["tiny"].geometry
+    (picture, caption, start, end), = things(1, size)
     page, lobby, url = serve("tiny", free_port(), folder=tmp_path, pictures=[(picture, caption)])
     films = []
     try:
@@ -320,6 +321,6 @@ def test_the_tiny_model_streams_and_answers_the_pointer(browser, tmp_path):
     alone, led = films
     late = [index for index in alone if index >= 60 and index in led]               # the same moments of both
     change = np.mean([np.abs(led[index] - alone[index]).mean(-1) for index in late], axis=0)
-    rows, columns = np.mgrid[:W, :W] / W
+    rows, columns = np.mgrid[:size.height, :size.width] / size.width
     near = np.minimum(np.hypot(columns - start[0], rows - start[1]), np.hypot(columns - end[0], rows - end[1])) < 0.2
     assert change[near].mean() > 2 * change[~near].mean()
