@@ -20,15 +20,24 @@ RECORDINGS = "recordings"
 MAX_UPLOAD = 25 * 1024 ** 2                     # bytes of one picture
 STAGE_JS = (Path(msk.__file__).parent / "live" / "stage.js").read_text(encoding="utf-8")
 
-# The page's token comes with the sink's value when the page loads; later values are pictures to open.
+# The page's token comes with the sink's value when the page loads; later values are pictures to open and prompts to follow.
 WIRE_JS = """
 const order = () => {
   const wish = props.value;
   if (!wish) return;
   const box = document.querySelector("#msk-stage .msk-host");
   if (!box) return void setTimeout(order, 50);
-  if (!box.mskStage) mountStage(box, socketHost({ url: "msk/ws", token: wish.token }));
+  if (!box.mskStage) {
+    box.addEventListener("msk-prompt", ({ detail }) => {
+      const field = document.querySelector("#msk-prompt textarea");
+      if (!field || field.value === detail) return;
+      field.value = detail;
+      field.dispatchEvent(new Event("input", { bubbles: true }));
+    });
+    mountStage(box, socketHost({ url: "msk/ws", token: wish.token }));
+  }
   if (wish.open) box.mskStage.open(wish.open.image, wish.open.prompt, wish.open.seed);
+  if (wish.say !== undefined) box.mskStage.follow(wish.say);
 };
 watch("value", order);
 order();
@@ -53,7 +62,7 @@ footer { display: none !important; }
 """
 
 HOW = ("**Press on a thing and drag it**: the video follows your hand while it plays. **Shift-click** pins a spot in place. "
-       "**Enter** starts and ends, **Space** pauses, **Ctrl Z** takes back, **Delete** removes a point, arrows move it.")
+       "**Enter** starts and ends, **Space** pauses, **Ctrl Z** takes back, **A** anchors afresh, **?** lists all keys.")
 
 
 def example_pictures(geometry, count: int = GALLERY) -> list[tuple]:
@@ -98,6 +107,9 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
         return {"turn": next(turns), "token": lobby.tokens.issue(),
                 "open": {"image": image, "prompt": (prompt or "")[:1000], "seed": int(seed or 0) % 2 ** 31}}
 
+    def follow(prompt: str) -> dict:
+        return {"turn": next(turns), "token": lobby.tokens.issue(), "say": (prompt or "")[:1000]}
+
     def greet() -> dict:
         return {"turn": next(turns), "token": lobby.tokens.issue()}
 
@@ -126,14 +138,14 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
                 gallery = gr.Gallery([image for image, _ in shown], label="Start from", columns=4, allow_preview=False,
                                      selected_index=0, object_fit="cover", height="auto", elem_id="msk-gallery", buttons=[])
                 upload = gr.UploadButton("Your own picture", file_types=["image"], type="filepath", size="sm")
-                prompt = gr.Textbox(shown[0][1], label="Prompt", lines=1, max_lines=3, max_length=1000,
-                                    info="What no point can say; Enter applies it, from the picture on")
+                prompt = gr.Textbox(shown[0][1], label="Prompt", lines=1, max_lines=3, max_length=1000, elem_id="msk-prompt",
+                                    info="What no point can say; Enter applies it, from the next chunk on")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2 ** 31 - 1)
 
         gallery.select(pick, [seed], [current, prompt, sink], show_progress="hidden", api_visibility="private")
         upload.upload(take_upload, [upload, prompt, seed], [current, sink], show_progress="hidden", api_visibility="private")
-        for change in (prompt.submit, seed.submit):
-            change(wish, [current, prompt, seed], [sink], show_progress="hidden", api_visibility="private")
+        seed.submit(wish, [current, prompt, seed], [sink], show_progress="hidden", api_visibility="private")
+        prompt.submit(follow, [prompt], [sink], show_progress="hidden", api_visibility="private")
     return page, lobby
 
 

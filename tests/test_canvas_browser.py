@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msk.config import PRESETS
 from tests.pages import exact
 from tests.pages.browser import Stage, open_browser
 from tests.pages.serve import serve
@@ -149,6 +148,89 @@ def test_the_export_is_what_was_shown(stage, tmp_path):
         np.testing.assert_allclose(ball(clip[index]), ball(pixels), atol=0.02)
 
 
+def test_another_prompt_and_a_fresh_anchor_while_it_plays(stage, canvas):
+    stage.drag(BALL, (0.6, 0.5))
+    stage.wait("stage.current.index > 12")
+    field, session = stage.page.get_by_label("Prompt"), canvas[0].player.session
+    field.fill("a blue ball")
+    field.press("Enter")
+    stage.wait("stage.prompt === 'a blue ball'")
+    stage.page.get_by_role("button", name="Anchor").click()
+    index = stage.ask("stage.current.index")
+    stage.wait(f"stage.current.index > {index + 24}")
+    stream = session._stream
+    assert [prompt for _, prompt in stream.said] == ["a blue ball"] and len(stream.anchors) == 1
+    assert stage.ask("stage.state") == "playing" and stream.said[0][0] > 0                  # the video went on
+    stage.page.get_by_role("button", name="Undo").click()
+    stage.wait("stage.prompt === 'a red ball' && document.querySelector('#msk-prompt textarea').value === 'a red ball'")
+    stage.page.locator(".msk-host .hud").click()
+    stage.page.keyboard.press("Control+y")
+    stage.wait("stage.prompt === 'a blue ball'")
+
+
+def test_a_saved_session_is_opened_plays_again_and_goes_on(stage, tmp_path):
+    stage.drag(BALL, (0.7, 0.6))
+    stage.wait("stage.current.index > 24")
+    stage.page.keyboard.press("Enter")
+    stage.state("ended")
+    films = [{index: pixels for index, _, pixels in stage.frames()}]
+    stage.page.get_by_label("What to export").select_option("session")
+    with stage.page.expect_download() as download:
+        stage.page.get_by_role("button", name="Export session").click()
+    path = tmp_path / "mine.json"
+    shutil.copy(download.value.path(), path)
+    kept = json.loads(path.read_text())
+    assert kept["prompt"] == "a red ball" and kept["shown"] > 24 and kept["chunks"] and kept["events"]
+
+    def open_file(file):
+        with stage.page.expect_file_chooser() as chooser:
+            stage.page.get_by_role("button", name="Open session").click()
+        chooser.value.set_files(file)
+    open_file(path)
+    stage.state("ready").wait("stage.points.size === 1")
+    stage.page.locator(".msk-host .hud").click()
+    stage.page.keyboard.press("Enter")
+    stage.state("paused")
+    films.append({index: pixels for index, _, pixels in stage.frames()[-len(films[0]):]})
+    same = sorted(set(films[0]) & set(films[1]))
+    assert len(same) > 12 and all(np.abs(films[0][i].astype(int) - films[1][i]).max() < 40 for i in same)
+    stage.page.keyboard.press(" ")
+    stage.drag((0.7, 0.6), (0.5, 0.4))
+    stage.rests_at(0.5, 0.4)
+    np.testing.assert_allclose(ball(stage.frames(1)[0][2]), (0.5, 0.4), atol=0.02)
+    stage.page.reload()
+    stage.wait("stage.state === 'ready' && stage.current")
+    stage.page.get_by_role("button", name="Last session").click()
+    stage.state("ready").wait("stage.points.size === 1")
+
+
+def test_redo_help_and_figures(stage):
+    stage.drag(BALL, (0.6, 0.5))
+    stage.wait("stage.current.index > 12")
+    for back, again in (("Control+z", "Control+y"), ("Control+z", "Control+Shift+z")):
+        stage.page.keyboard.press(back)
+        stage.wait(f"Math.abs([...stage.points.values()][0].x - {BALL[0]}) < 0.01")
+        stage.page.keyboard.press(again)
+        stage.wait("Math.abs([...stage.points.values()][0].x - 0.6) < 0.01")
+    assert stage.page.locator(".hud .p95").inner_text().isdigit()
+    stage.page.keyboard.press("?")
+    assert stage.page.locator(".help.on dt").count() >= 10 and stage.page.get_by_text("fresh anchor: hold").is_visible()
+    stage.page.keyboard.press("Escape")
+    assert stage.page.locator(".help.on").count() == 0
+
+
+@pytest.mark.parametrize("what, opens", [("webp", b"RIFF"), ("gif", b"GIF8"), ("png", b"\x89PNG"), ("npz", b"PK"),
+                                         ("tracks", b"{")])
+def test_every_other_export_comes(stage, what, opens):
+    stage.drag(BALL, (0.6, 0.5))
+    stage.wait("stage.current.index > 12")
+    stage.page.get_by_label("What to export").select_option(what)
+    with stage.page.expect_download() as download:
+        stage.page.locator(".msk-host [data-do=file]").click()
+    with open(download.value.path(), "rb") as file:
+        assert file.read(len(opens)) == opens
+
+
 def test_another_picture_and_an_upload_are_taken(stage):
     before = stage.ask("stage.pixels().then((p) => p.data.slice(0, 400).join())")
     stage.page.locator("#msk-gallery .grid-container button").nth(2).click()
@@ -239,8 +321,7 @@ def things(count, geometry, seen=24):
     import torch
 
     from msk.world import HELD_OUT, World
-    width = geometry.width
-    clip = World(geometry).sample(seen, frames=1, seed=HELD_OUT + 500)
+    width, clip = geometry.width, World(geometry).sample(seen, frames=1, seed=HELD_OUT + 500)
     rows = torch.arange(4, width, 4) + 0.5
     grid = torch.cartesian_prod(rows, rows).expand(seen, -1, -1)
     layer = clip.scene.track(grid)[2]
@@ -249,12 +330,17 @@ def things(count, geometry, seen=24):
         largest = max(set(layer[i].tolist()) - {0}, key=lambda k: int((layer[i] == k).sum()), default=None)
         if largest is not None:
             on = grid[i][layer[i] == largest]
-            start = on[(on - on.mean(0)).norm(dim=1).argmin()] / width              # the middle, on the thing itself
+            start = on[(on - on.mean(0)).norm(dim=1).argmin()] / width                  # the middle, on the thing itself
             towards = 0.5 - start
             end = start + 0.22 * towards / towards.norm() if towards.norm() > 0.1 else start + torch.tensor([0.2, 0.1])
             picture = Image.fromarray(clip.frames[i, 0].mul(255).round().byte().permute(1, 2, 0).numpy())
             found.append((len(on), picture, clip.captions[i], tuple(start.tolist()), tuple(end.tolist())))
     return [f[1:] for f in sorted(found, key=lambda f: -f[0])[:count]]
+
+
+def geometry_of(kit):
+    import msk
+    return exact.GEOMETRY if kit == "exact" else msk.load(kit).geometry
 
 
 def find(patch, frame):
@@ -270,8 +356,8 @@ def find(patch, frame):
 @pytest.mark.parametrize("kit, most", [("exact", 0.02), ("tiny", 0.08)])
 def test_things_of_the_world_follow_the_pointer(browser, tmp_path, kit, most):
     """The errors of three drags, judged by where the thing's own pixels are found in the last frame the page received."""
-    size = exact.GEOMETRY if kit == "exact" else PRESETS[kit].geometry
-    chosen, width = things(3, size), size.width
+    geometry = geometry_of(kit)
+    chosen, width = things(3, geometry), geometry.width
     pictures = [(picture, caption) for picture, caption, *_ in chosen]
     page, lobby, url = serve(kit, free_port(), folder=tmp_path, pictures=pictures)
     errors = []
@@ -286,7 +372,7 @@ def test_things_of_the_world_follow_the_pointer(browser, tmp_path, kit, most):
             stage.rests_at(*end)
             stage.page.mouse.up()
             last = stage.frames(1)[0][2]
-            (x, y), r = np.array(start) * width, 9 * width // 96
+            (x, y), r = np.array(start) * width, 9
             patch = np.asarray(picture, np.float32)[int(y) - r:int(y) + r, int(x) - r:int(x) + r]
             errors.append(np.linalg.norm(find(patch, last) / width - end))
             stage.page.close()
@@ -299,8 +385,8 @@ def test_things_of_the_world_follow_the_pointer(browser, tmp_path, kit, most):
 
 def test_the_tiny_model_streams_and_answers_the_pointer(browser, tmp_path):
     """The same picture, dragged and left alone: with the hand the frames differ most where the hand went."""
-    size = PRESETS["tiny"].geometry
-    (picture, caption, start, end), = things(1, size)
+    geometry = geometry_of("tiny")
+    (picture, caption, start, end), = things(1, geometry)
     page, lobby, url = serve("tiny", free_port(), folder=tmp_path, pictures=[(picture, caption)])
     films = []
     try:
@@ -321,6 +407,6 @@ def test_the_tiny_model_streams_and_answers_the_pointer(browser, tmp_path):
     alone, led = films
     late = [index for index in alone if index >= 60 and index in led]               # the same moments of both
     change = np.mean([np.abs(led[index] - alone[index]).mean(-1) for index in late], axis=0)
-    rows, columns = np.mgrid[:size.height, :size.width] / size.width
+    rows, columns = np.mgrid[:geometry.height, :geometry.width] / geometry.width
     near = np.minimum(np.hypot(columns - start[0], rows - start[1]), np.hypot(columns - end[0], rows - end[1])) < 0.2
     assert change[near].mean() > 2 * change[~near].mean()

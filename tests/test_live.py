@@ -16,7 +16,7 @@ from PIL import Image
 from msk.live import protocol
 from msk.live.follow import MAX_TRAIL, Follow, Follower
 from msk.live.protocol import ProtocolError, Sample
-from msk.live.record import Take, read_session, recover
+from msk.live.record import Take, parse_session, read_session, recover
 from msk.live.server import LADDER, Link, Lobby, Pictures, Tokens
 from msk.live.session import Clock, Session
 from tests.pages import exact
@@ -376,6 +376,100 @@ def test_a_session_file_plays_the_same_frames_again_to_the_last_bit(kit, tmp_pat
     assert whole(kept).xy.shape[1] == sum(c["frames"] for c in kept["chunks"])
 
 
+def test_another_prompt_and_a_fresh_anchor_come_with_the_next_chunk_and_are_kept(play, tmp_path):
+    session = play(folder=tmp_path)
+    with pytest.raises(ProtocolError, match="start the stream first"):
+        session.anchor()
+    session.start()
+    until(lambda: len(moving(session)) > 6)
+    session.hear({"type": "say", "prompt": "rain"})
+    session.hear({"type": "anchor"})
+    stream = session.streams[0]
+    until(lambda: stream.said and stream.anchors)
+    session.undo()
+    until(lambda: len(stream.said) == 2)
+    assert [prompt for _, prompt in stream.said] == ["rain", "a red ball"] and session.prompt == "a red ball"
+    session.redo()
+    until(lambda: len(stream.said) == 3)
+    count = len(moving(session))
+    until(lambda: len(moving(session)) > count + 24)            # so that what was said is seen, and not cut off
+    session.stop()
+    until(lambda: session.take.path is not None)
+    kept = read_session(session.take.file())
+    assert [c["say"] for c in kept["chunks"] if "say" in c] == ["rain", "a red ball", "rain"]
+    assert [c["chunk"] for c in kept["chunks"] if c.get("anchor")] == stream.anchors
+    assert [e["event"] for e in kept["events"]] == ["say", "anchor"]
+
+
+@pytest.fixture
+def kept(play, tmp_path):
+    """A session that was played, with its file and the frames that were shown."""
+    session = play(folder=tmp_path)
+    session.add(1, exact.BALL_AT[0] / W, 0.5)
+    session.start()
+    session.grab([1])
+    session.move([Sample(1.0, 1, 0.7, 0.5)])
+    until(lambda: len(moving(session)) > 20)
+    session.say("rain")
+    until(lambda: len(moving(session)) > 44)
+    session.stop()
+    until(lambda: session.take.path is not None)
+    return session.take.name, read_session(session.take.file()), [f.picture for f in moving(session)]
+
+
+def test_a_kept_session_plays_again_holds_where_it_ended_and_goes_on(play, kept, tmp_path):
+    name, file, shown = kept
+    session = play(folder=tmp_path)
+    session.hear({"type": "recall", "take": name})
+    assert session.events[-1]["type"] == "kept" and session.events[-1]["frames"] >= len(shown)
+    session.hear({"type": "load", "take": name})
+    session.start()
+    until(lambda: session.state == "paused")
+    again = [f.picture for f in moving(session)]
+    assert len(again) == sum(c["frames"] for c in file["chunks"]) >= len(shown)
+    assert all(np.array_equal(a, b) for a, b in zip(again, shown))
+    assert session.prompt == "rain" and session.streams[-1].said[0][1] == "rain"
+    session.resume()
+    session.grab([1])
+    session.move([Sample(2.0, 1, 0.4, 0.4)])
+    until(lambda: abs(moving(session)[-1].marks[0].x - 0.4) < 0.005)    # the same point, in the hand
+
+
+def test_a_hand_takes_over_from_a_kept_session(play, kept):
+    session = play(open_it=False)
+    session.load(kept[1])
+    session.start()
+    until(lambda: len(moving(session)) > 6)
+    session.add(7, 0.2, 0.8)
+    assert session.describe()["script"] == 0
+    until(lambda: len(moving(session)) > len(kept[2]) + 24)             # nothing holds it any more
+
+
+def test_recall_finds_nothing_outside_its_folder(play, tmp_path):
+    session = play(folder=tmp_path / "takes")
+    (tmp_path / "take-x.json").write_text("{}")
+    for name in ("../take-x", "take-20260101-000000-" + "0" * 16, "/etc/passwd", ""):
+        count = len(session.events)
+        session.hear({"type": "recall", "take": name})
+        assert not any(e["type"] == "kept" for e in session.events[count:])
+        with pytest.raises(ProtocolError, match="not here any more"):
+            session.hear({"type": "load", "take": name})
+
+
+@pytest.mark.parametrize("damage", [
+    lambda s: b"", lambda s: b"[]", lambda s: b"\xff\xfe", lambda s: b"[" * 100_000, lambda s: json.dumps(s)[:40].encode(),
+    lambda s: json.dumps(s | {"seed": "3"}).encode(), lambda s: json.dumps(s | {"chunks": [7]}).encode(),
+    lambda s: json.dumps(s | {"chunks": [s["chunks"][1] | {"xy": [[]]}]}).encode(),
+    lambda s: json.dumps(s | {"chunks": [s["chunks"][1] | {"frames": 10 ** 9}]}).encode(),
+    lambda s: json.dumps(s | {"picture": "!"}).encode()])
+def test_a_damaged_session_is_refused_in_one_sentence_and_the_stage_stays(play, kept, damage):
+    session = play()
+    until(lambda: session.state == "ready")
+    with pytest.raises(ValueError) as error:
+        session.load(parse_session(damage(kept[1])))
+    assert len(str(error.value)) < 300 and session.state == "ready"
+
+
 ABOUT = {"model": "exact", "prompt": "x", "seed": 0, "picture": "", "width": 96, "height": 96}
 
 
@@ -567,6 +661,27 @@ def test_a_client_drags_the_ball(served):
     import urllib.request
     data = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://{served.address}/{url}").read()
     assert data[4:8] == b"ftyp"
+
+
+def test_a_session_file_is_taken_from_who_plays_and_from_no_one_else(served, kept):
+    import httpx
+    data = json.dumps(kept[1]).encode()
+
+    async def client():
+        async with knock(served) as socket:
+            hello = await wait_for(socket, is_type("hello"))
+            await wait_for(socket, is_state("ready"))
+            url, origin = f"http://{served.address}/msk/session/", {"origin": f"http://{served.address}"}
+            mine = origin | {"x-msk-token": served.tokens.issue()}
+            async with httpx.AsyncClient(trust_env=False) as http:
+                here, away = hello["session"], mine | {"origin": "http://elsewhere"}
+                tries = ((here, origin, data), ("guess", mine, data), (here, mine, b"{}"), (here, away, data),
+                         (here, mine, data))
+                answers = [await http.post(url + to, content=content, headers=headers) for to, headers, content in tries]
+            state = await wait_for(socket, lambda m: m.get("type") == "state" and m["script"])
+            assert [a.status_code for a in answers] == [403, 403, 400, 403, 200]
+            assert state["points"] and "holds no session" in answers[2].text
+    asyncio.run(client())
 
 
 @pytest.mark.parametrize("how", [dict(token=""), dict(token="forged"), dict(origin="http://evil.example"), dict(origin=""),

@@ -85,6 +85,7 @@ class Session:
         self._deeds, self._held = Deeds(), {}           # looks of the points that are in a hand, from before
         self._stream = None
         self._want_open = self._want_reset = self._closed = False
+        self._writing = False                           # a frame that is shown is on its way into a take
         self._ending: deque[Take] = deque()             # takes to be closed
         self._script: deque[dict] = deque()             # chunks of a kept session that are still to be played again
         self._hold_at: int | None = None                # after so many frames, pause
@@ -700,6 +701,7 @@ class Session:
 
     def _close_take(self) -> None:
         with self._changed:
+            self._changed.wait_for(lambda: not self._writing)       # no take is closed before what was shown is in it
             take = self._ending.popleft()
         try:
             take.close()
@@ -807,12 +809,12 @@ class Session:
             for i, picture in enumerate(pictures):
                 self._queue.append(Frame(picture, self._index + i, chunk, marks[i], echo, due + i * pace))
             self._next_due, self._chunk, self._index = due + frames * pace, chunk + 1, self._index + frames
+            self._keep(record)                          # before any of it is seen
             self._changed.notify_all()
         self._stream.settle()
         self._cycle.append(time.monotonic() - began)
         with self._changed:
             if era == self._era:
-                self._keep(record)
                 if again:
                     self._tell()
                 self._send({"type": "chunk", "chunk": chunk, "frames": frames, "made": round(1000 * self._making[-1], 1),
@@ -846,14 +848,21 @@ class Session:
                     self._hold_at = None
                     self._send({"type": "note", "message": "this is where the kept session ended: Space goes on, live"})
                     self.pause()
-            if take is not None:
-                try:
-                    take.write(frame.picture)
-                except Exception as error:
-                    log.exception("recording")
-                    with self._changed:
-                        self.take = None
-                        self._send({"type": "error", "message": f"recording has stopped, the stream goes on: {error}"})
+                self._writing = take is not None
+            if take is None:
+                continue
+            failed = None
+            try:
+                take.write(frame.picture)
+            except Exception as error:
+                log.exception("recording")
+                failed = error
+            with self._changed:
+                self._writing = False
+                if failed is not None:
+                    self.take = None
+                    self._send({"type": "error", "message": f"recording has stopped, the stream goes on: {failed}"})
+                self._changed.notify_all()
 
 
 def _round(place: complex) -> list[float]:

@@ -7,7 +7,7 @@
 // shown when the server's clock says so. For tests and other scripts, `element.mskStage` is the stage.
 
 const STAGE_CSS = `
-:host { display: block; --live: #3ddc97; --pin: #ff5d5d; --ink: #e8ecf3; --dim: #8a94a6; --card: #12151c; --line: #262c38; --accent: #7aa2ff; }
+:host { display: block; --live: #3ddc97; --pin: #ff5d5d; --path: #5aa9ff; --ink: #e8ecf3; --dim: #8a94a6; --card: #12151c; --line: #262c38; --accent: #7aa2ff; }
 * { box-sizing: border-box; }
 .stage { font: 13px/1.4 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--card);
   border: 1px solid var(--line); border-radius: 16px; padding: 12px; max-width: 640px; margin: 0 auto; outline: none;
@@ -43,28 +43,48 @@ button.main:hover:not(:disabled) { background: #5be7ac; }
 .pick button[aria-pressed=true] { background: #252c3a; color: var(--ink); }
 .pip { width: 9px; height: 9px; border-radius: 50%; display: inline-block; }
 kbd { font: 11px/1 ui-monospace, Consolas, monospace; color: inherit; opacity: .6; border: 1px solid currentColor; border-radius: 4px; padding: 2px 4px; }
+select { font: inherit; color: var(--ink); background: #1c212c; border: 1px solid var(--line); border-radius: 9px; padding: 7px 6px; }
+label { display: inline-flex; align-items: center; gap: 5px; color: var(--dim); }
+.help { position: absolute; inset: 0; margin: 0; padding: 20px; display: none; grid-template-columns: max-content 1fr; gap: 7px 16px; align-content: center;
+  background: rgb(5 7 10 / .9); overflow: auto; } .help.on { display: grid; }
+.help dt { text-align: right; font-weight: 600; } .help dd { margin: 0; color: var(--dim); } [hidden] { display: none !important; }
 @media (max-width: 480px) { .stage { padding: 8px; border-radius: 12px; } kbd { display: none; } button { padding: 8px 10px; } .hud { gap: 10px; flex-basis: 100%; } .tools .pick + .label { margin-left: 0; } }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; } }
 `;
 
+const KEYS = [["Press and drag", "what is under the pointer follows it"], ["Shift click", "pin a spot, or free it"], ["Enter", "start, end"], ["Space", "pause, go on"],
+  ["Ctrl Z", "take the last deed back"], ["Ctrl Y, Ctrl Shift Z", "do it again"], ["A", "fresh anchor: hold the video to how it looks now"],
+  ["Arrows", "move the chosen point (with Shift, further)"], ["Delete, Backspace", "remove it"], ["Esc", "choose none, close this"], ["?", "this list"]];
+const EXPORTS = { mp4: "mp4", webp: "webp", gif: "gif", png: "still", npz: "tracks (npz)", tracks: "tracks (json)", session: "session" };
+
 const STAGE_HTML = `
 <style>${STAGE_CSS}</style>
 <div class="stage" tabindex="0" role="application" aria-roledescription="live canvas"
-     aria-label="Live canvas. Click to add a point, drag it while the video plays. Enter starts and ends, Space pauses, Control Z takes back, Delete removes the chosen point, arrows move it.">
+     aria-label="Live canvas. Click to add a point, drag it while the video plays. Enter starts and ends, Space pauses, Control Z takes back, Control Y does it again, A makes a fresh anchor, Delete removes the chosen point, arrows move it, question mark lists all keys.">
   <div class="head">
     <div class="who"><span class="dot"></span><span class="state">connecting</span></div>
-    <div class="hud" aria-hidden="true"><span><b class="fps">–</b> fps</span><span title="from moving the pointer to a frame that knows of it (median)"><b class="ms">–</b> ms</span>
+    <div class="hud" aria-hidden="true"><span><b class="fps">–</b> fps</span><span title="from moving the pointer to a frame that knows of it (median; of 95 in a hundred at most)"><b class="ms">–</b> ms, p95 <b class="p95">–</b></span>
       <span>chunk <b class="chunk">–</b></span><span title="JPEG quality: falls when the link is thin">q<b class="q">–</b></span></div>
   </div>
   <div class="screen"><canvas class="video"></canvas><canvas class="top"></canvas>
-    <div class="veil on" role="status">Connecting…</div><div class="hint" role="status" aria-live="polite"></div></div>
+    <div class="veil on" role="status">Connecting…</div><div class="hint" role="status" aria-live="polite"></div>
+    <dl class="help" aria-label="Keys">${KEYS.map(([keys, what]) => `<dt>${keys}</dt><dd>${what}</dd>`).join("")}</dl></div>
   <div class="bar">
     <button class="main" data-do="toggle" title="Enter"><span>Start</span> <kbd>Enter</kbd></button>
     <button data-do="hold" title="Space"><span>Pause</span> <kbd>Space</kbd></button>
     <button data-do="reset" title="Back to the picture">Reset</button>
     <button data-do="undo" title="Ctrl Z">Undo</button>
+    <button data-do="redo" title="Ctrl Y">Redo</button>
+    <button data-do="anchor" title="A: hold the video to how it looks now, not to how it began">Anchor</button>
+  </div>
+  <div class="bar">
+    <button data-do="file" title="Everything shown since Start">Export <span>mp4</span></button>
+    <select class="what" aria-label="What to export">${Object.entries(EXPORTS).map(([what, name]) => `<option value="${what}">${name}</option>`).join("")}</select>
+    <label title="Says in a corner of the picture that it was generated"><input type="checkbox" class="tag"> with a mark</label>
     <span class="gap"></span>
-    <button data-do="mp4" title="Everything shown since Start">Export mp4</button>
+    <button data-do="last" hidden>Last session</button>
+    <button data-do="bring" title="Play a saved session again, and go on where it ended">Open session</button>
+    <button data-do="help" title="All keys" aria-label="Keys">?</button>
   </div>
   <div class="bar tools">
     <span class="label">A click adds</span>
@@ -110,6 +130,7 @@ function packAck(seq) {
 }
 
 const median = (list) => list.length ? [...list].sort((a, b) => a - b)[list.length >> 1] : NaN;
+const share95 = (list) => list.length ? [...list].sort((a, b) => a - b)[Math.min(list.length - 1, Math.floor(0.95 * list.length))] : NaN;
 const clamp = (v) => Math.min(Math.max(v, 0), 1);
 
 // A WebSocket that comes back by itself and asks for the session it had.
@@ -149,6 +170,11 @@ function socketHost({ url, token }) {
       socket.send(data instanceof ArrayBuffer || typeof data === "string" ? data : JSON.stringify(data));
       return true;
     },
+    async bring(file) {                     // a session file; what is wrong with it, or ""
+      const answer = await fetch(new URL(url.replace(/ws$/, "session/") + encodeURIComponent(session), document.baseURI),
+        { method: "POST", body: file, headers: { "x-msk-token": token } });
+      return answer.ok ? "" : (await answer.text()).slice(0, 300);
+    },
     drop() { socket.close(4000); },         // as if the link had failed
     close() { closed = true; socket && socket.close(1000); },
     save(url, name) {
@@ -184,6 +210,7 @@ function modelHost(model) {
       this.stop = () => { clearInterval(timer); model.off("msg:custom", hear); };
     },
     send(data) { if (up.length < 200) up.push(data); return true; },
+    async bring(file) { model.send({ type: "session" }, undefined, [await file.arrayBuffer()]); return ""; },
     drop() {},
     close() { this.stop && this.stop(); },
     save(url, name) {
@@ -200,9 +227,12 @@ function mountStage(el, host) {
   const box = $(".stage"), screen = $(".screen"), video = $(".video"), top = $(".top"), veil = $(".veil"), hint = $(".hint");
   const pen = video.getContext("2d"), ink = top.getContext("2d");
 
-  let hello = { width: 1, height: 1, fps: 24, max_points: 64 }, state = "connecting", greeted = false;
-  let tool = "live", keep = true, chosen = null, over = null, nextId = 1, offset = Infinity, lastEcho = -Infinity, undoable = 0, stale = true;
+  let hello = { width: 1, height: 1, fps: 24, max_points: 144 }, state = "connecting", greeted = false;
+  let tool = "live", keep = true, chosen = null, over = null, nextId = 1, offset = Infinity, lastEcho = -Infinity, undoable = 0, redoable = 0, script = 0, prompt = null, stale = true;
   let current = null, queue = [], samples = [], pending = [], hintUntil = 0, hintText = "", hintBad = false;
+  const remembered = { get take() { try { return localStorage.getItem("msk-take"); } catch { return null; } },
+    set take(name) { try { localStorage.setItem("msk-take", name); } catch { } } };
+  const last = host.everywhere ? remembered.take : null;     // the take that this browser made before
   const points = new Map();           // id -> {kind, x, y, shown, trail, born, leaving}: x, y where it should be, shown where it is
   const drags = new Map();            // pointerId -> {id, dx, dy, moved, fresh, at}
   const kept = [], draws = [], latencies = [], errors = [];
@@ -230,6 +260,7 @@ function mountStage(el, host) {
       screen.style.aspectRatio = `${m.width} / ${m.height}`;
       screen.style.maxWidth = `calc(74vh * ${m.width / m.height})`;
       veil.classList.remove("on");
+      if (last && m.keeps) say({ type: "recall", take: last });
       resize();
     } else if (m.type === "state") {
       const listed = new Set(m.points.map((p) => p.id)), held = new Set([...drags.values()].map((d) => d.id));
@@ -244,7 +275,9 @@ function mountStage(el, host) {
         }
       }
       if (chosen !== null && !points.has(chosen)) chosen = null;
-      undoable = m.undo;
+      undoable = m.undo; redoable = m.redo; script = m.script;
+      if (m.take && host.everywhere) remembered.take = m.take;
+      if (m.prompt !== prompt) el.dispatchEvent(new CustomEvent("msk-prompt", { detail: prompt = m.prompt, bubbles: true }));
       veil.classList.remove("on");
       if (m.state === "opening") { queue = []; pending = []; lastEcho = -Infinity; }
       setState(m.state);
@@ -252,7 +285,11 @@ function mountStage(el, host) {
       veil.textContent = m.message; veil.classList.add("on"); setState("queue");
     } else if (m.type === "error") note(m.message, true, 8);
     else if (m.type === "note") note(m.message);
-    else if (m.type === "file") { host.save(m.url, m.name); note(`saved ${m.name}`); }
+    else if (m.type === "kept") {
+      const button = $("[data-do=last]");
+      button.hidden = !m.frames && !m.points;
+      button.title = `${(m.frames / hello.fps).toFixed(1)} seconds: ${m.prompt}`;
+    } else if (m.type === "file") { host.save(m.url, m.name); note(`saved ${m.name}`); }
   }
 
   function frame(buffer) {
@@ -342,7 +379,7 @@ function mountStage(el, host) {
     const held = new Set([...drags.values()].map((d) => d.id));
     for (const [id, p] of points) {
       const here = placeOf(p), x = here.x * w, y = here.y * h, tx = p.x * w, ty = p.y * h;
-      const colour = p.kind === "pin" ? "255,93,93" : "61,220,151";
+      const colour = { pin: "255,93,93", path: "90,169,255" }[p.kind] || "61,220,151";
       if (p.kind !== "pin" && p.trail.length > 1 && state === "playing") {
         ink.lineCap = "round"; ink.lineWidth = 3 * unit;
         for (let i = 1; i < p.trail.length; i++) {
@@ -368,7 +405,7 @@ function mountStage(el, host) {
         ink.beginPath(); ink.arc(x, y, r + 5 * unit, 0, 7); ink.stroke();
       }
     }
-    const idle = state === "ready" ? (points.size ? "Drag a point to begin, or press Enter" : "Press on anything and drag it")
+    const idle = state === "ready" ? (script ? "A kept session: Enter plays it again" : points.size ? "Drag a point to begin, or press Enter" : "Press on anything and drag it")
       : state === "paused" ? "Paused: Space goes on" : state === "ended" ? "Ended: Enter begins again" : "";
     const text = now < hintUntil ? hintText : idle;
     if (hint.textContent !== text && text) hint.textContent = text;
@@ -381,6 +418,7 @@ function mountStage(el, host) {
     stats.fps = fps; stats.latency = median(latencies);
     $(".fps").textContent = fps ? fps.toFixed(0) : "–";
     $(".ms").textContent = latencies.length ? stats.latency.toFixed(0) : "–";
+    $(".p95").textContent = latencies.length ? share95(latencies).toFixed(0) : "–";
     $(".chunk").textContent = current && !current.still ? current.chunk : "–";
     $(".q").textContent = current ? current.quality : "–";
   }
@@ -396,7 +434,10 @@ function mountStage(el, host) {
     $("[data-do=hold]").disabled = !on;
     $("[data-do=reset]").disabled = !greeted || state === "empty";
     $("[data-do=undo]").disabled = !greeted || !undoable;
-    $("[data-do=mp4]").disabled = !greeted;
+    $("[data-do=redo]").disabled = !greeted || !redoable;
+    $("[data-do=anchor]").disabled = !on;
+    for (const deed of ["file", "last", "bring"]) $(`[data-do=${deed}]`).disabled = !greeted;
+    $("[data-do=file] span").textContent = EXPORTS[$(".what").value];
     for (const b of root.querySelectorAll("[data-tool]")) b.setAttribute("aria-pressed", String(b.dataset.tool === tool));
     stale = true;
     for (const b of root.querySelectorAll("[data-keep]")) b.setAttribute("aria-pressed", String((b.dataset.keep === "yes") === keep));
@@ -495,7 +536,16 @@ function mountStage(el, host) {
     reset: () => say({ type: "reset" }),
     undo: () => say({ type: "undo" }),
     redo: () => say({ type: "redo" }),
-    mp4: () => say({ type: "export", what: "mp4", mark: false }),
+    anchor: () => { if (state === "playing" || state === "paused") say({ type: "anchor" }); },
+    help: () => $(".help").classList.toggle("on"),
+    file: () => say({ type: "export", what: $(".what").value, mark: $(".tag").checked }),
+    last: () => say({ type: "load", take: last }),
+    bring: () => {
+      const input = document.createElement("input");
+      input.type = "file"; input.accept = ".json,.jsonl";
+      input.onchange = () => host.bring(input.files[0]).then((why) => why && note(why, true, 8), (error) => note(`The file could not be sent: ${error.message}`, true, 8));
+      input.click();
+    },
     remove: () => { if (chosen !== null) { points.delete(chosen); say({ type: "remove", ids: [chosen] }); chosen = null; } },
   };
 
@@ -507,6 +557,8 @@ function mountStage(el, host) {
     if (button.dataset.keep) keep = button.dataset.keep === "yes";
     refresh();
   });
+
+  $(".what").addEventListener("change", refresh);
 
   function nudge(x, y) {
     const p = points.get(chosen);
@@ -523,10 +575,12 @@ function mountStage(el, host) {
     if (!greeted || event.defaultPrevented || event.altKey) return;
     const target = event.composedPath()[0], inside = event.composedPath().includes(box);
     if (!inside && (!host.everywhere || target.closest?.("input, textarea, select, button, a, [contenteditable=true], [role=listbox], [role=option]"))) return;
+    if (inside && target.closest?.("select, input")) return;
     if (inside && target.closest?.("button") && (event.key === "Enter" || event.key === " ")) return;
     const step = event.shiftKey ? 0.1 : 0.02, chord = event.ctrlKey || event.metaKey;
-    const deed = chord ? { z: acts.undo, Z: acts.redo, y: acts.redo }[event.key] : {
-      Enter: acts.toggle, " ": acts.hold, Delete: acts.remove, Backspace: acts.remove, Escape: () => { chosen = null; },
+    const deed = chord ? { z: event.shiftKey ? acts.redo : acts.undo, y: acts.redo }[event.key.toLowerCase()] : {
+      Enter: acts.toggle, " ": acts.hold, Delete: acts.remove, Backspace: acts.remove, Escape: () => { chosen = null; $(".help").classList.remove("on"); },
+      a: acts.anchor, A: acts.anchor, "?": acts.help,
       ArrowLeft: chosen !== null && (() => nudge(-step, 0)), ArrowRight: chosen !== null && (() => nudge(step, 0)),
       ArrowUp: chosen !== null && (() => nudge(0, -step)), ArrowDown: chosen !== null && (() => nudge(0, step)),
     }[event.key];
@@ -547,6 +601,8 @@ function mountStage(el, host) {
     get hello() { return hello; },
     get current() { return current; },
     say,
+    get prompt() { return prompt; },
+    follow: (prompt) => say({ type: "say", prompt }),
     open: (image, prompt, seed) => say({ type: "open", image, prompt, seed }),
     ...acts,
     // The pixels of a frame this page received (the shown one unless told): {width, height, data} with data RGBA.
