@@ -391,7 +391,7 @@ else:
 # %% [markdown]
 # ## Things to try
 #
-# 1. Two steps in place of three, no clean pass, half the window: which of them buys most on paper for 1.3B, and which for
+# 1. Two steps in place of three, no clean pass, a shorter window: which of them buys most on paper for 1.3B, and which for
 #    5B? What does each cost that a ceiling does not show?
 # 2. From what picture size on does self-attention cost more than everything else together, for 1.3B and for 5B?
 # 3. Start the columns *and* the track head at zero, and train both for a few steps. What are their gradients?
