@@ -62,6 +62,20 @@ def epe(found: Tensor, tracks: Tracks) -> Tensor:
     return (found - tracks.xy).norm(dim=-1)[:, 1:][tracks.visible[:, 1:]]
 
 
+def followed(made: Tensor, asked: Tracks) -> tuple[Tensor, Tracks]:
+    """Where the asked points of one clip are found in a video that has no truth: `trackers.track` from frame 0 on.
+
+    made [1, T, 3, H, W]. Only points with texture in frame 0 can be found again -> positions [1, T, n, 2], and the asked
+    tracks of these n points, for `epe`. Part of what it measures is the tracker's own drift.
+    """
+    height, width = made.shape[-2:]
+    rich = trackers.texture(made[:, 0], max(4, round(trackers.PATCH * width / trackers.REFERENCE)))[0]         # [H, W]
+    x, y = asked.xy[0, 0].long().unbind(-1)
+    keep = asked.visible[0, 0] & (rich[y.clamp(0, height - 1), x.clamp(0, width - 1)] >= trackers.TEXTURE)
+    asked = Tracks(asked.xy[:, :, keep], asked.visible[:, :, keep], asked.ids[:, keep])
+    return trackers.track(made, asked.xy[:, 0], "flow").xy if keep.any() else asked.xy, asked
+
+
 @dataclass
 class Row:
     """What was measured so far, clip by clip; means are over frames (psnr, ssim) and over visible points (epe)."""

@@ -1,18 +1,22 @@
 """Every preset at a glance: how big, whose licence, what it takes to run it."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from .config import PRESETS, Preset
+from .config import PRESETS, Preset, TextConfig
+from .dit import Block
 from .doctor import UMT5_GIB, count
 from .motion import TrackHead
 from .tinyvae import TinyVAE
 
 WAN_VAE_GIB = {16: 0.5, 48: 2.8}        # the full autoencoder in float32, by latent channels
 CLIP_GIB = 2.4                          # ViT-H/14 in float32
+WORDS = 512                             # of umT5's features, whatever the prompt's length
 
 FOOTNOTES = """\
 memory: while streaming. disk: with autoencoder, umT5 and CLIP, which are needed once per prompt and picture.
@@ -46,6 +50,36 @@ def card(preset: Preset) -> Card:
     outside = UMT5_GIB + WAN_VAE_GIB.get(c.latent_channels, 0) + (CLIP_GIB if c.clip_dim else 0) if big else 0
     return Card(preset.name, parameters, (weights + remembered + work) / 2**30, weights / 2**30 + outside, preset.licence,
                 big, preset.repo)
+
+
+def toy(preset: Preset) -> Preset:
+    """The same layout, names and stream at a size that needs no GPU: narrow, two layers, 6 x 8 latent cells, a text encoder
+    of its own. For `Kit.random`: what is true of wiring, shapes and memory there is true at full size."""
+    c, g = preset.dit, preset.geometry
+    dit = replace(c, dim=48, heads=2, ffn_dim=48 * c.ffn_dim // c.dim, layers=2, text_dim=16, freq_dim=32,
+                  clip_dim=24 if c.clip_dim else 0)
+    return replace(preset, name=f"{preset.name}-toy", geometry=replace(g, height=6 * g.stride, width=8 * g.stride), dit=dit,
+                   vae=replace(preset.vae, encoder_width=8, decoder_widths=(16, 16, 8, 8), blocks=1),
+                   text=TextConfig(dim=16, length=16, heads=2))
+
+
+@cache
+def flops(preset: Preset, held: int | None = None) -> int:
+    """Of one pass over a chunk, twice its multiplications: one block counted by torch on the meta device, at full size.
+
+    held: latent frames remembered, by default as many as the stream keeps. Keys and values of the words are read before.
+    """
+    c, s, (h, w) = preset.dit, preset.stream, preset.geometry.latent_size
+    rows, columns = h // c.patch[1], w // c.patch[2]
+    held = (s.budget - s.chunk if s.budget else s.chunk * (s.sink + s.window)) if held is None else held
+    with torch.device("meta"), torch.no_grad():
+        block, zeros = Block(c), lambda *size: torch.zeros(1, *size, c.dim)
+        length = (preset.text.length if preset.text else WORDS) - 257 * c.text_split
+        words = block.cross_attn.read(zeros(length), zeros(257) if c.clip_dim else None)
+        past = block.self_attn.keys(zeros(held * rows * columns))
+        with FlopCounterMode(display=False) as counter:
+            block(zeros(s.chunk, rows * columns), zeros(s.chunk, 6), words, (s.chunk, rows, columns), None, past)
+    return c.layers * counter.get_total_flops()
 
 
 def table() -> str:

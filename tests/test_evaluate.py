@@ -49,6 +49,19 @@ def test_epe_of_a_constant_shift_is_the_shift_and_hidden_points_and_frame_0_say_
     torch.testing.assert_close(distances, torch.full_like(distances, 5.0), atol=1e-4, rtol=0)
 
 
+def test_points_are_followed_where_there_is_texture_and_nowhere_else():
+    """A textured picture with a flat left half, rolled to the right by two pixels a frame."""
+    from msk.trackers import smooth
+    picture = 2 * smooth(torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)), 1.0) - 0.5
+    picture[..., :40] = 0.5
+    made = torch.stack([picture.roll(2 * t, dims=-1) for t in range(5)], dim=1)
+    start = torch.tensor([[20.5, 48.5], [60.5, 30.5], [60.5, 60.5]])
+    asked = Tracks.of(start + 2 * torch.arange(5)[:, None, None] * torch.tensor([1.0, 0.0]))
+    found, measured = evaluate.followed(made, asked)
+    assert measured.ids.tolist() == [[1, 2]] and evaluate.epe(found, measured).max() < 0.1
+    assert evaluate.followed(torch.full_like(made, 0.5), asked)[0].shape == (1, 5, 0, 2)            # nothing to hold on to
+
+
 def test_a_row_weighs_clips_by_frames_for_psnr_and_by_points_for_epe():
     row = evaluate.Row(width=50, psnr=[10.0, 20.0], ssim=[0.2, 0.4], distance=[30.0, 10.0], seen=[30, 10])
     summary = row.summary()

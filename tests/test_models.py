@@ -1,9 +1,12 @@
 """The table of presets: what each asks of a machine."""
+import pytest
 import torch
 
 from msk.cli import main
 from msk.config import PRESETS
-from msk.models import card
+from msk.kit import Kit
+from msk.models import card, flops, toy
+from msk.stream import Stream
 
 
 def test_the_table_names_every_preset_and_marks_licences_that_nobody_states(capsys):
@@ -22,3 +25,28 @@ def test_a_card_counts_what_wantracks_makers_counted():
     weights = (c.parameters + 11.3e6) * 2 / 2**30
     assert 2 * 1.7 * 1e9 / 2**30 < c.memory_gib - weights < 2 * 1.9 * 1e9 / 2**30   # the cache, and the past made of it
     assert c.disk_gib > 13 and torch.get_default_device().type == "cpu"
+
+
+@pytest.mark.parametrize("name, first", [("wan2.1-1.3b", 9), ("wan2.2-5b", 9), ("wantrack-1.3b", 13)])
+def test_a_toy_has_the_layout_of_the_large_one_and_streams(name, first):
+    """The same columns at the patch embedding, the same chunks, at a ten-thousandth of the weights."""
+    large, small = PRESETS[name], toy(PRESETS[name])
+    assert small.dit.channels == large.dit.channels and small.dit.inputs == large.dit.inputs
+    assert small.stream == large.stream and small.geometry.stride == large.geometry.stride
+    kit = Kit.random(small)
+    kit.clip = lambda pixels: torch.ones(len(pixels), 257, 24)
+    stream = Stream(kit, "a fish", torch.zeros(1, 3, small.geometry.height, small.geometry.width))
+    assert [stream.step().shape[1] for _ in range(3)] == [first, 12, 12]
+
+
+@pytest.mark.parametrize("name", ["wan2.1-1.3b", "wan2.2-5b", "wantrack-1.3b", "tiny"])
+def test_a_pass_costs_what_its_products_cost(name):
+    """Four products for its own tokens and two for the words, the feed-forward's two, and attention to all that is seen."""
+    p = PRESETS[name]
+    c, s, (h, w) = p.dit, p.stream, p.geometry.latent_size
+    each = h * w // 4
+    tokens, seen = s.chunk * each, (s.budget or s.chunk * (s.sink + s.window + 1)) * each
+    words = (p.text.length if p.text else 512) + (257 if c.clip_dim else 0)
+    once = 2 * tokens * (6 * c.dim**2 + 2 * c.dim * c.ffn_dim) + 4 * tokens * (seen + words) * c.dim
+    assert flops(p) == c.layers * once
+    assert name != "wan2.1-1.3b" or round(flops(p) / 1e12, 2) == 24.26
