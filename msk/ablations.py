@@ -182,13 +182,16 @@ def lasting(job: Job, settings: dict, rows: dict, strip: Callable, frames: int =
     """A thing is led round and round (`hands`, "long") by all its points, while others say that the rest stays; how do the
     last three chunks compare with the first three?
 
-    frames: by default the length asked for. Under "lines", chunk by chunk: psnr; sharpness and saturation as shares of the
-    truth's. EPE begins anew in each of the two stretches: what is further away there than `trackers.register` reaches, a
-    sixth of the width, may read as less.
+    frames: by default the length asked for; cut down to whole chunks. Under "lines", chunk by chunk: psnr; sharpness and
+    saturation as shares of the truth's. EPE begins anew in each of the two stretches: what is further away there than
+    `trackers.register` reaches, a sixth of the width, may read as less, and what has melted away may be found by chance.
     """
     frames = frames or job.long
     kit = job.student
-    world, now, spans = World(kit.geometry, job.level), {}, hands.spans(kit, frames)
+    world, now = World(kit.geometry, job.level), {}
+    whole = kit.preset.stream.chunk * kit.geometry.time_stride
+    spans = [(a, b) for i, (a, b) in enumerate(hands.spans(kit, frames)) if i == 0 or b - a == whole]
+    frames = spans[-1][1]
     scenes = hands.takes(world, "long", job.seed, job.clips, frames, kit.preset.tracks.max_id)
 
     def measure(name):
