@@ -532,6 +532,8 @@ def run(model: str | Kit = "tiny", clips: int = 4, json_path=None, *, cases: tup
     if unknown:
         raise ValueError(f"ablations have no case called {', '.join(unknown)}: use some of {', '.join(CASES)}")
     held_out(seed)
+    if charts:                                              # before an hour is spent
+        Path(charts).mkdir(parents=True, exist_ok=True)
     student = model if isinstance(model, Kit) else load(model, device=device)
     if "guidance" in cases and teacher is None and isinstance(model, Kit):
         raise ValueError("the teacher's guidance is to be measured but only a student's kit came: hand in teacher= too")
