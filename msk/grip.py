@@ -175,12 +175,14 @@ def speaking(things: list[Thing], ways: list[tuple], rest: np.ndarray, spots: li
     return speaks
 
 
-def whole(tracks: Tracks, picture: np.ndarray, stride: int, max_id: int = 16384, rest: bool = True, seed: int = 0) -> Tracks:
+def whole(tracks: Tracks, picture: torch.Tensor, stride: int, max_id: int = 16384, rest: bool = True, seed: int = 0
+          ) -> Tracks:
     """A hand's few tracks, and with them those of the things they take hold of and, with `rest`, of all that stays.
 
-    tracks [1, T, N]; picture [H, W, 3] uint8, where they begin; stride: pixels to a latent cell. A track that moves takes
-    hold of what is under its origin, one that does not is a hinge of it; a thing that is let go stays where it was left.
+    tracks [1, T, N]; picture [3, H, W] in [0, 1], where they begin; stride: pixels to a latent cell. A track that moves
+    takes hold of what is under its origin, one that stays is a hinge of it; a thing that is let go stays where it was left.
     """
+    picture = (picture * 255).round().byte().permute(1, 2, 0).numpy()
     as_complex = lambda z: z.double().cpu().numpy() @ np.array([1, 1j])
     xy, origins, lit = as_complex(tracks.xy[0]), as_complex(tracks.origins()[0]), tracks.visible[0].cpu().numpy()
     size = picture.shape[1::-1]

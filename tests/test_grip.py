@@ -18,7 +18,7 @@ from tests.test_live import until
 
 cv2 = pytest.importorskip("cv2")
 PICTURE, BALL = np.asarray(exact.picture()), complex(*exact.BALL_AT)
-W = exact.GEOMETRY.width
+FRAME, W = torch.from_numpy(PICTURE.copy()).permute(2, 0, 1) / 255, exact.GEOMETRY.width
 
 
 def disc(shape=PICTURE.shape[:2], centre=BALL, radius=exact.RADIUS):
@@ -133,7 +133,7 @@ def hand(path, lit=None):
 
 def test_the_whole_thing_goes_with_a_track_and_the_rest_stays():
     path = [BALL + 2 * i for i in range(9)]
-    told = grip.whole(hand(path), PICTURE, 8, max_id=400)
+    told = grip.whole(hand(path), FRAME, 8, max_id=400)
     assert len(set(told.ids[0].tolist())) == told.ids.shape[1] and told.ids[0, 0] == 7 and told.ids.max() < 400
     way = told.xy[0] - told.origin
     moves = way[-1].norm(dim=-1) > 1
@@ -145,14 +145,14 @@ def test_the_whole_thing_goes_with_a_track_and_the_rest_stays():
 
 
 def test_what_is_let_go_stays_where_it_was_left():
-    told = grip.whole(hand([BALL + 3 * min(i, 5) for i in range(9)], [i <= 5 for i in range(9)]), PICTURE, 8)
+    told = grip.whole(hand([BALL + 3 * min(i, 5) for i in range(9)], [i <= 5 for i in range(9)]), FRAME, 8)
     moves = (told.xy[0, 5] - told.origin[0]).norm(dim=-1) > 1
     assert not told.visible[0, -1, 0] and torch.equal(told.xy[0, -1, moves], told.xy[0, 5, moves])
     assert told.visible[0, -1, moves][1:].all()
 
 
 def test_a_track_on_the_ground_moves_its_spot_alone():
-    told = grip.whole(hand([70 + 80j + i for i in range(5)]), np.full((96, 96, 3), 90, np.uint8), 8)
+    told = grip.whole(hand([70 + 80j + i for i in range(5)]), torch.full((3, 96, 96), 0.4), 8)
     assert ((told.xy[0, -1] - told.origin[0]).norm(dim=-1) > 0).sum() == 1
 
 
