@@ -177,11 +177,14 @@ def load(name: str | os.PathLike, role: str = "student", device=None, dtype: tor
     """The one door: a name ("tiny"), a kit folder, a hub repository ("owner/name"), a big preset, or a file or folder of
     Wan's family (see `wan.open_path`, also for `like` and `which`), as a `Kit`.
 
-    role "student" or "teacher"; device: CUDA where there is one; dtype: what that device computes fastest.
+    role "student" or "teacher"; device: CUDA where there is one; dtype: what that device computes fastest; revision: a
+    commit, branch or tag of what comes from the hub, also as "name@revision" (see `weights.fetch`).
     """
     if role not in ROLES:
         raise ValueError(f"role {role!r} is not known: use {' or '.join(ROLES)}")
     name = os.fspath(name)
+    if "@" in name and not Path(name).exists():
+        name, revision = name.rsplit("@", 1)
     for folder in (Path(name), assets() / name):
         if is_kit(folder):
             return _open(folder, role, device, dtype)
@@ -200,7 +203,7 @@ def load(name: str | os.PathLike, role: str = "student", device=None, dtype: tor
 def holds_weights(path: Path) -> bool:
     """A weights file, or a folder with some where Wan's family keeps them."""
     inside = (p for where in ("", "transformer", "models", "checkpoints") for p in (path / where).glob("*"))
-    return path.is_file() or any(p.suffix in (".safetensors", ".pt") for p in inside)
+    return path.is_file() or any(p.suffix in (".safetensors", ".bin", ".pt") for p in inside)
 
 
 def is_kit(folder: Path) -> bool:
@@ -235,10 +238,11 @@ def best_device() -> torch.device:
 
 
 def best_dtype(device) -> torch.dtype:
-    """bfloat16 on CUDA, and on a CPU that multiplies it natively; else float32, eight times faster there."""
+    """What a device multiplies fastest with: bfloat16 on CUDA, and on a CPU that knows it; else float32, eight times faster
+    there. CUDA before Ampere (T4, V100) takes float16: statistics, softmax, time and the path stay in float32 anyway."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
 
 

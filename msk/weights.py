@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -61,14 +63,60 @@ def fill(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
 
 
 def fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
-    """Files of a hub repository, downloaded once."""
-    from huggingface_hub import snapshot_download
+    """Files of a hub repository, downloaded once; a download that was cut off goes on where it was.
+
+    revision: a commit, branch or tag. Without one a repository stays at the commit that came first, so that what ran
+    yesterday runs today; "main" asks for the newest. What is to come and the room for it are said before it starts.
+    Raises OSError where it does not fit on the disk, ConnectionError where it cannot be had.
+    """
+    from huggingface_hub import constants, snapshot_download
+    revision = revision or first_commit(repo)
+    if not constants.HF_HUB_OFFLINE:
+        make_sure_of_room(repo, to_come(repo, revision, patterns))
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as error:
         at = f" at {revision}" if revision else ""
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError(f"{repo}{at} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it: "
+                                  "unset that, or give the path of a folder that holds it") from error
         raise ConnectionError(f"{repo}{at} could not be fetched from the hub ({first_line(error)}): check the network and "
                               "the name, or give the path of a folder that holds it") from error
+
+
+def first_commit(repo: str) -> str | None:
+    """The commit of a repository that the hub's cache holds as its main branch, if it holds one."""
+    from huggingface_hub import constants
+    kept = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "refs" / "main"
+    return kept.read_text().strip() or None if kept.is_file() else None
+
+
+def to_come(repo: str, revision: str | None, patterns: list[str]) -> int:
+    """Bytes that `fetch` would still have to download; 0 too where the hub cannot be asked."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.utils import filter_repo_objects
+    try:
+        about = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    except Exception:                                   # `fetch` says what is wrong, if the cache cannot help
+        return 0
+    wanted = filter_repo_objects(about.siblings or [], allow_patterns=patterns, key=lambda file: file.rfilename)
+    missing = [file.size or 0 for file in wanted
+               if not isinstance(try_to_load_from_cache(repo, file.rfilename, revision=about.sha), str)]
+    begun = Path(constants.HF_HUB_CACHE).glob(f"models--{repo.replace('/', '--')}/blobs/*.incomplete")
+    return max(sum(missing) - sum(part.stat().st_size for part in begun), 1) if missing else 0
+
+
+def make_sure_of_room(repo: str, size: int) -> None:
+    """Say what will be downloaded, and refuse what would leave less than a gigabyte on the disk."""
+    from huggingface_hub import constants
+    if not size:
+        return
+    place = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(next(p for p in (place, *place.absolute().parents) if p.exists())).free
+    if free < size + 1e9:
+        raise OSError(f"{repo} asks for {size / 1e9:.1f} GB more, but {place} has {free / 1e9:.1f} GB free: make room "
+                      "there, or set HF_HOME to a folder on another disk")
+    print(f"fetching {size / 1e9:.1f} GB of {repo} into {place} ({free / 1e9:.0f} GB free)", file=sys.stderr)
 
 
 def first_line(error: BaseException) -> str:

@@ -336,6 +336,33 @@ def test_lighttae_is_told_by_its_name(taehv, tmp_path, monkeypatch):
     assert (theirs.latents_mean, theirs.latents_std) == (wan.WAN_MEAN, wan.WAN_STD)
 
 
+@pytest.mark.parametrize("like", ["wantrack-1.3b", "wantrack-14b"])
+def test_a_wantrack_file_of_either_size_is_known_by_its_weights(like):
+    """At full size, without memory: frame size, stream and licence follow."""
+    base = PRESETS[like]
+    with torch.device("meta"):
+        state = {**DiT(base.dit).state_dict(),
+                 "track_encoder.temporal_conv.weight": torch.zeros(16, 64, 4, 1, 1),
+                 "track_encoder.proj.weight": torch.zeros(16, 16, 1, 1, 1), "track_encoder.proj.bias": torch.zeros(16)}
+    for names in (state, checkpoints.to_diffusers_names(state), checkpoints.rename(state, checkpoints.FASTVIDEO)):
+        assert wan.recognise(names, {}) == base
+
+
+def test_a_preset_with_an_address_is_fetched_and_opened(tmp_path, taehv, monkeypatch):
+    """`msk demo --model wantrack-1.3b`: the student's repository, at a commit where one is asked for."""
+    monkeypatch.setenv("MSK_TAEHV", str(taehv(16)))
+    (tmp_path / "transformer").symlink_to(GOLDEN / "trackwan_tiny/transformer")
+    asked = []
+    monkeypatch.setattr(wan, "fetch", lambda *what: asked.append(what) or tmp_path)
+    for name, role in (("wantrack-1.3b", "student"), ("wantrack-1.3b@abc", "teacher"), ("wantrack-1.3b-early", "teacher")):
+        kit = load(name, role, dtype=torch.float32)
+        assert (kit.role, kit.name, kit.dit.config.dim) == (role, name.partition("@")[0], 64)
+        assert kit.dit.config.text_split == ("early" in name)
+    assert asked == [("H1yori233/Track-v0", None, ["transformer/*"]),
+                     ("noctuashap/TrackWan-1.3B-I2V-synth-stage2", "abc", ["transformer/*"]),
+                     ("noctuashap/TrackWan-1.3B-I2V-synth-stage2", None, ["transformer/*"])]
+
+
 def test_no_address_and_no_network_are_one_sentence_each(monkeypatch):
     with pytest.raises(FileNotFoundError, match="no public address is known for the student of wan2.2-5b"):
         load("wan2.2-5b", "student")
@@ -344,6 +371,7 @@ def test_no_address_and_no_network_are_one_sentence_each(monkeypatch):
     def offline(*_, **__):
         raise OSError("offline")
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(ConnectionError, match="gdhe17/Self-Forcing could not be fetched"):
         load("self-forcing-1.3b")
@@ -351,7 +379,7 @@ def test_no_address_and_no_network_are_one_sentence_each(monkeypatch):
 
 # and back
 
-@pytest.mark.parametrize("name", ["wan2.1-1.3b", "wantrack-1.3b"])
+@pytest.mark.parametrize("name", ["wan2.1-1.3b", "fun-control-1.3b", "wantrack-1.3b"])
 def test_what_we_save_diffusers_loads_and_computes_alike(name, tmp_path, close):
     diffusers = pytest.importorskip("diffusers")
     base = PRESETS[name]

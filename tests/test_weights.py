@@ -1,9 +1,11 @@
 import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from msk.weights import fill, read_weights, save_weights
+from msk.weights import fetch, fill, first_commit, read_weights, save_weights, to_come
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -40,3 +42,77 @@ def test_a_model_without_memory_takes_the_files_tensors():
         model = torch.nn.Linear(2, 2)
     fill(model, {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}, "that file")
     assert model(torch.ones(1, 2)).tolist() == [[2, 2]]
+
+
+# the hub
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A repository of three files, and what is asked of it."""
+    import huggingface_hub
+    from huggingface_hub import constants
+    files = {"transformer/a.safetensors": 3e9, "transformer/b.safetensors": 2e9, "vae/c.safetensors": 9e9}
+    asked, cache = [], tmp_path / "hub"
+
+    def about(self, repo, *, revision, files_metadata):
+        return SimpleNamespace(sha="abc", siblings=[SimpleNamespace(rfilename=n, size=int(s)) for n, s in files.items()])
+
+    def snapshot(repo, *, revision, allow_patterns):
+        asked.append((repo, revision, allow_patterns))
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", about)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name, *, revision:
+                        str(cache / name) if (cache / name).is_file() else None)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=20e9))
+    return SimpleNamespace(asked=asked, cache=cache, blobs=cache / "models--someone--moves" / "blobs", files=files)
+
+
+def test_what_is_to_come_is_said_before_it_comes(hub, capsys):
+    fetch("someone/moves", None, ["transformer/*"])
+    assert hub.asked == [("someone/moves", None, ["transformer/*"])]
+    assert "fetching 5.0 GB of someone/moves into" in capsys.readouterr().err
+    (hub.cache / "transformer").mkdir(parents=True)
+    (hub.cache / "transformer/a.safetensors").touch()
+    assert to_come("someone/moves", None, ["transformer/*"]) == 2_000_000_000         # what is here does not come again
+    hub.blobs.mkdir(parents=True)
+    (hub.blobs / "x.incomplete").write_bytes(b"0" * 1000)
+    assert to_come("someone/moves", None, ["transformer/*"]) == 1_999_999_000         # nor what was begun
+    (hub.cache / "transformer/b.safetensors").touch()
+    fetch("someone/moves", None, ["transformer/*"])
+    assert capsys.readouterr().err == ""
+
+
+def test_what_does_not_fit_on_the_disk_is_not_begun(hub, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=5.5e9))
+    with pytest.raises(OSError, match=r"someone/moves asks for 5.0 GB more, but .* has 5.5 GB free: make room.*HF_HOME"):
+        fetch("someone/moves", None, ["transformer/*"])
+    assert not hub.asked
+
+
+def test_a_repository_stays_at_the_commit_that_came_first(hub):
+    assert first_commit("someone/moves") is None
+    refs = hub.cache / "models--someone--moves" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("0123abc")
+    fetch("someone/moves", None, ["vae/*"])
+    fetch("someone/moves", "main", ["vae/*"])
+    assert [revision for _, revision, _ in hub.asked] == ["0123abc", "main"]
+
+
+def test_offline_the_cache_is_all_there_is(hub, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: pytest.fail("the hub was asked"))
+    fetch("someone/moves", None, ["vae/*"])
+
+    def absent(*_, **__):
+        raise FileNotFoundError("no snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
+    with pytest.raises(ConnectionError, match="someone/moves is not in .*hub, and HF_HUB_OFFLINE forbids to fetch it"):
+        fetch("someone/moves", None, ["vae/*"])
