@@ -118,7 +118,15 @@ def build_parser() -> argparse.ArgumentParser:
     bench = command("bench", run_bench, "measure speed, latency and memory")
     model(bench)
     bench.add_argument("--chunks", type=whole, default=200, help="how many to stream")
+    bench.add_argument("--warmup", type=whole, default=5, help="chunks before the clock starts")
     bench.add_argument("--json", metavar="F", help="write the figures there too")
+    bench.add_argument("--random-weights", action="store_true", help="a preset without its weights; on a CPU at toy size")
+    bench.add_argument("--fast", action="store_true", help="attention by the clock, blocks and decoder compiled; for GPUs")
+    bench.add_argument("--fp8", action="store_true", help="products in fp8, rows scaled one by one; its error is said")
+    bench.add_argument("--teacher", action="store_true", help="a whole clip by the guided teacher, in place of the stream")
+    bench.add_argument("--together", action="store_true", help="the teacher's three passes as one batch")
+    bench.add_argument("--rows", metavar="F", help="every row of the GPU table, in a process each; kept in F, so it goes on")
+    bench.add_argument("--budget", type=seconds, default="10m", help="time for --rows: 90s, 10m")
 
     evaluate = command("eval", run_eval, "measure quality on held-out clips")
     model(evaluate)
@@ -304,8 +312,16 @@ def draw_tracks(tracks, image=None):
 
 
 def run_bench(args) -> None:
-    from . import bench
-    bench.run(args.model, chunks=args.chunks, threads=args.threads, json_path=args.json, device=args.device)
+    from . import bench, rows
+    if args.rows:
+        rows.run(args.rows, args.budget, args.device)
+        return
+    common = dict(json_path=args.json, device=args.device, random_weights=args.random_weights,
+                  fast="inductor" if args.fast else None)
+    if args.teacher:
+        bench.run_teacher(args.model, together=args.together, **common)
+    else:
+        bench.run(args.model, args.chunks, args.warmup, args.threads, fp8=args.fp8, **common)
 
 
 def run_eval(args) -> None:
