@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .attention import backend
 from .config import Preset
 from .fast import prepare
-from .kit import Kit, best_device, best_dtype, known, load, write_whole
+from .kit import Kit, best_dtype, device_of, known, load, write_whole
 from .models import flops, toy
 from .motion import draw_ids
 from .sample import sample
@@ -150,7 +150,7 @@ def opened(model: str | Kit, random_weights: bool, device, seed: int, role: str 
         return model, None
     if not random_weights:
         return load(model, role, device), None
-    preset, device = known(model), torch.device(device) if device is not None else best_device()
+    preset, device = known(model), device_of(device)
     if device.type == "cpu" and preset.text is None:
         preset = toy(preset)
     kit = random_kit(preset, device, seed)

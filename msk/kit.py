@@ -68,13 +68,15 @@ class Kit:
         return self
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> Kit:
-        """Move in place. Time embedding, track head and text stay in float32; convolutions become channels-last."""
+        """Move in place. Time embedding, track head and text stay in float32; convolutions become channels-last.
+
+        The transformer changes its type part by part on the way, so that the device never holds it in float32.
+        """
+        for name, part in self.dit.named_children():
+            part.to(device, torch.float32 if dtype is not None and name.startswith("time_") else dtype)
         for module in self.modules().values():
             module.to(device)
         if dtype is not None:
-            self.dit.to(dtype)
-            self.dit.time_embedding.float()
-            self.dit.time_projection.float()
             for vae in (module for module in self.vae.modules() if isinstance(module, TinyVAE)):
                 vae.encoder.to(dtype=dtype, memory_format=torch.channels_last)
                 vae.decoder.to(dtype=dtype, memory_format=torch.channels_last)
@@ -233,6 +235,15 @@ def assets() -> Path:
     return here / "assets" if (here / "assets").is_dir() else here.parent / "assets"
 
 
+def device_of(asked=None) -> torch.device:
+    """The device that is asked for, by default the best there is."""
+    device = torch.device(asked) if asked is not None else best_device()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{device} was asked for, but torch {torch.__version__} sees no GPU here: use cpu, or see what "
+                         "`msk doctor` says")
+    return device
+
+
 def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -287,5 +298,5 @@ def _open(folder: Path, role: str, device, dtype: torch.dtype | None) -> Kit:
         kit = Kit(*_modules(preset), preset, role).eval()
     for name, module in kit.modules().items():
         fill(module, read_weights(folder / f"{name}.safetensors"), str(folder / f"{name}.safetensors"))
-    device = torch.device(device) if device is not None else best_device()
+    device = device_of(device)
     return kit.to(device, dtype or best_dtype(device))

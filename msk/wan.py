@@ -26,7 +26,7 @@ from .checkpoints import (
 from .config import PRESETS, DiTConfig, Preset
 from .dit import DiT
 from .encoders import CLIP, UMT5, FullVAE, MixedVAE, beside
-from .kit import Kit, assets, best_device, best_dtype, known
+from .kit import Kit, assets, best_dtype, device_of, known
 from .motion import TrackHead
 from .tinyvae import TinyVAE
 from .weights import fetch, fill, read_weights, save_weights, write_whole
@@ -144,7 +144,7 @@ def recognise(state: State, data: dict, training: str = "", like: str | None = N
 
 def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, device=None,
              dtype: torch.dtype | None = None) -> Kit:
-    device = torch.device(device) if device is not None else best_device()
+    device = device_of(device)
     known_columns = to_wan_names(state)["patch_embedding.weight"].shape[1]
     if known_columns < sum(preset.dit.channels[name] for name in preset.dit.inputs):
         preset = replace(preset, dit=replace(preset.dit, base_channels=known_columns))

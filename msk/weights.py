@@ -70,18 +70,21 @@ def fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
     Raises OSError where it does not fit on the disk, ConnectionError where it cannot be had.
     """
     from huggingface_hub import constants, snapshot_download
-    revision = revision or first_commit(repo)
-    if not constants.HF_HUB_OFFLINE:
-        make_sure_of_room(repo, to_come(repo, revision, patterns))
+    revision, offline = revision or first_commit(repo), constants.HF_HUB_OFFLINE
+    why = "HF_HUB_OFFLINE forbids to fetch it: unset that"
+    if not offline:
+        try:
+            coming = to_come(repo, revision, patterns)
+        except Exception as error:                                                  # no network, no such name: is it here?
+            offline, why = True, f"could not be fetched from the hub ({first_line(error)}): check the network and the name"
+        else:
+            make_sure_of_room(repo, coming)
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except Exception as error:
         at = f" at {revision}" if revision else ""
-        if constants.HF_HUB_OFFLINE:
-            raise ConnectionError(f"{repo}{at} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it: "
-                                  "unset that, or give the path of a folder that holds it") from error
-        raise ConnectionError(f"{repo}{at} could not be fetched from the hub ({first_line(error)}): check the network and "
-                              "the name, or give the path of a folder that holds it") from error
+        why = f"is not in {constants.HF_HUB_CACHE}, and {why}" if offline else f"could not be fetched ({first_line(error)})"
+        raise ConnectionError(f"{repo}{at} {why}, or give the path of a folder that holds it") from error
 
 
 def first_commit(repo: str) -> str | None:
@@ -92,13 +95,10 @@ def first_commit(repo: str) -> str | None:
 
 
 def to_come(repo: str, revision: str | None, patterns: list[str]) -> int:
-    """Bytes that `fetch` would still have to download; 0 too where the hub cannot be asked."""
+    """Bytes that `fetch` would still have to download."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.utils import filter_repo_objects
-    try:
-        about = HfApi().model_info(repo, revision=revision, files_metadata=True)
-    except Exception:                                   # `fetch` says what is wrong, if the cache cannot help
-        return 0
+    about = HfApi().model_info(repo, revision=revision, files_metadata=True)
     wanted = filter_repo_objects(about.siblings or [], allow_patterns=patterns, key=lambda file: file.rfilename)
     missing = [file.size or 0 for file in wanted
                if not isinstance(try_to_load_from_cache(repo, file.rfilename, revision=about.sha), str)]

@@ -57,8 +57,8 @@ def hub(tmp_path, monkeypatch):
     def about(self, repo, *, revision, files_metadata):
         return SimpleNamespace(sha="abc", siblings=[SimpleNamespace(rfilename=n, size=int(s)) for n, s in files.items()])
 
-    def snapshot(repo, *, revision, allow_patterns):
-        asked.append((repo, revision, allow_patterns))
+    def snapshot(repo, *, revision, allow_patterns, local_files_only):
+        asked.append((repo, revision, allow_patterns, local_files_only))
         return str(cache)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", about)
@@ -73,7 +73,7 @@ def hub(tmp_path, monkeypatch):
 
 def test_what_is_to_come_is_said_before_it_comes(hub, capsys):
     fetch("someone/moves", None, ["transformer/*"])
-    assert hub.asked == [("someone/moves", None, ["transformer/*"])]
+    assert hub.asked == [("someone/moves", None, ["transformer/*"], False)]
     assert "fetching 5.0 GB of someone/moves into" in capsys.readouterr().err
     (hub.cache / "transformer").mkdir(parents=True)
     (hub.cache / "transformer/a.safetensors").touch()
@@ -100,7 +100,7 @@ def test_a_repository_stays_at_the_commit_that_came_first(hub):
     (refs / "main").write_text("0123abc")
     fetch("someone/moves", None, ["vae/*"])
     fetch("someone/moves", "main", ["vae/*"])
-    assert [revision for _, revision, _ in hub.asked] == ["0123abc", "main"]
+    assert [revision for _, revision, *_ in hub.asked] == ["0123abc", "main"]
 
 
 def test_offline_the_cache_is_all_there_is(hub, monkeypatch):
@@ -109,6 +109,7 @@ def test_offline_the_cache_is_all_there_is(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: pytest.fail("the hub was asked"))
     fetch("someone/moves", None, ["vae/*"])
+    assert hub.asked[-1][-1]
 
     def absent(*_, **__):
         raise FileNotFoundError("no snapshot")
@@ -116,3 +117,21 @@ def test_offline_the_cache_is_all_there_is(hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
     with pytest.raises(ConnectionError, match="someone/moves is not in .*hub, and HF_HUB_OFFLINE forbids to fetch it"):
         fetch("someone/moves", None, ["vae/*"])
+
+
+def test_without_network_the_cache_is_asked_at_once_and_else_the_reason_is_said(hub, monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*_, **__):
+        raise OSError("name or service not known\nand a long story")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    assert fetch("someone/moves", None, ["vae/*"]) == hub.cache and hub.asked[-1][-1]
+
+    def absent(*_, **__):
+        raise FileNotFoundError("no snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
+    with pytest.raises(ConnectionError, match=r"someone/moves at v2 is not in .*hub, and could not be fetched from the hub "
+                                              r"\(name or service not known\): check the network and the name, or give"):
+        fetch("someone/moves", "v2", ["vae/*"])
