@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         expected = isinstance(error, (ValueError, OSError, ImportError, FloatingPointError, KeyError))
         print(f"msk {args.command}: {_sentence(error) if expected else f'{type(error).__name__}: {_sentence(error)}'}"
               f"{'' if expected else ' (MSK_DEBUG=1 shows where)'}", file=sys.stderr)
+        for note in getattr(error, "__notes__", []):                    # every key that did not fit, say
+            print(f"  {note}", file=sys.stderr)
         return 2 if expected else 1
 
 
@@ -97,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--frames", type=whole, help="how many; those of the tracks, else 45")
     generate.add_argument("--out", default="clip.mp4", help=".mp4, .webp, .gif, or a folder for png")
     generate.add_argument("--teacher", action="store_true", help="the slow, guided teacher instead of the stream")
+    generate.add_argument("--like", metavar="PRESET", help="whose stream and null prompt to take, if the weights cannot say")
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--text-scale", type=float, help="guidance of the teacher; the preset's")
     generate.add_argument("--motion-scale", type=float, help="guidance of the teacher; the preset's")
@@ -228,7 +231,7 @@ def run_generate(args) -> None:
     from .picture import read_picture
     picture = read_picture(args.image)
     tracks = generate.read_tracks(args.tracks) if args.tracks else None
-    kit = load(args.model, role="teacher" if args.teacher else "student", device=args.device)
+    kit = load(args.model, role="teacher" if args.teacher else "student", device=args.device, like=args.like)
     frames = args.frames or (tracks.xy.shape[1] if tracks is not None else 45)
     about = dict(msk=__version__, model=kit.name, role=kit.role, prompt=args.prompt, seed=args.seed,
                  tracks=generate.digest(tracks))

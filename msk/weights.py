@@ -87,22 +87,33 @@ def fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
         raise ConnectionError(f"{repo}{at} {why}, or give the path of a folder that holds it") from error
 
 
+def _kept(repo: str) -> Path:
+    """Where the hub's cache keeps a repository."""
+    from huggingface_hub import constants
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+
 def first_commit(repo: str) -> str | None:
     """The commit of a repository that the hub's cache holds as its main branch, if it holds one."""
-    from huggingface_hub import constants
-    kept = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "refs" / "main"
-    return kept.read_text().strip() or None if kept.is_file() else None
+    main = _kept(repo) / "refs" / "main"
+    return main.read_text().strip() or None if main.is_file() else None
+
+
+def cached(repo: str) -> Path | None:
+    """The folder of a repository that was fetched before (the latest, if several commits were), or None."""
+    folders = [folder for folder in (_kept(repo) / "snapshots").glob("*") if any(folder.iterdir())] if repo else []
+    return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
 def to_come(repo: str, revision: str | None, patterns: list[str]) -> int:
     """Bytes that `fetch` would still have to download."""
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.utils import filter_repo_objects
     about = HfApi().model_info(repo, revision=revision, files_metadata=True)
     wanted = filter_repo_objects(about.siblings or [], allow_patterns=patterns, key=lambda file: file.rfilename)
     missing = [file.size or 0 for file in wanted
                if not isinstance(try_to_load_from_cache(repo, file.rfilename, revision=about.sha), str)]
-    begun = Path(constants.HF_HUB_CACHE).glob(f"models--{repo.replace('/', '--')}/blobs/*.incomplete")
+    begun = _kept(repo).glob("blobs/*.incomplete")
     return max(sum(missing) - sum(part.stat().st_size for part in begun), 1) if missing else 0
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from msk.weights import fetch, fill, first_commit, read_weights, save_weights, to_come
+from msk.weights import cached, fetch, fill, first_commit, read_weights, save_weights, to_come
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -95,8 +95,11 @@ def test_what_does_not_fit_on_the_disk_is_not_begun(hub, monkeypatch):
 
 def test_a_repository_stays_at_the_commit_that_came_first(hub):
     assert first_commit("someone/moves") is None
+    assert cached("someone/moves") is None and cached("") is None
     refs = hub.cache / "models--someone--moves" / "refs"
     refs.mkdir(parents=True)
+    (refs.parent / "snapshots/0123abc/vae").mkdir(parents=True)
+    assert cached("someone/moves") == refs.parent / "snapshots/0123abc"
     (refs / "main").write_text("0123abc")
     fetch("someone/moves", None, ["vae/*"])
     fetch("someone/moves", "main", ["vae/*"])
