@@ -1,6 +1,7 @@
 """Weights as files: written whole or not at all, read with one sentence on what is wrong, fetched once from the hub."""
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -71,20 +72,24 @@ def fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
     """
     from huggingface_hub import constants, snapshot_download
     revision, offline = revision or first_commit(repo), constants.HF_HUB_OFFLINE
-    why = "HF_HUB_OFFLINE forbids to fetch it: unset that"
+    at, why = f"{repo} at {revision}" if revision else repo, "HF_HUB_OFFLINE forbids to fetch it: unset that"
     if not offline:
         try:
-            coming = to_come(repo, revision, patterns)
+            commit, files = missing(repo, revision, patterns)
         except Exception as error:                                                  # no network, no such name: is it here?
             offline, why = True, f"could not be fetched from the hub ({first_line(error)}): check the network and the name"
         else:
-            make_sure_of_room(repo, coming)
+            make_sure_of_room(repo, sum(file.size or 0 for file in files) - sum(begun(repo, file) for file in files))
     try:
+        if not offline:
+            for file in files:
+                if getattr(file, "lfs", None):
+                    go_on(repo, commit, file)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except Exception as error:
-        at = f" at {revision}" if revision else ""
-        why = f"is not in {constants.HF_HUB_CACHE}, and {why}" if offline else f"could not be fetched ({first_line(error)})"
-        raise ConnectionError(f"{repo}{at} {why}, or give the path of a folder that holds it") from error
+        why = f"is not in {constants.HF_HUB_CACHE}, and {why}" if offline else (
+            f"could not be fetched ({first_line(error)}): ask again to go on where it stopped")
+        raise ConnectionError(f"{at} {why}, or give the path of a folder that holds it") from error
 
 
 def _kept(repo: str) -> Path:
@@ -105,16 +110,48 @@ def cached(repo: str) -> Path | None:
     return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
-def to_come(repo: str, revision: str | None, patterns: list[str]) -> int:
-    """Bytes that `fetch` would still have to download."""
+def missing(repo: str, revision: str | None, patterns: list[str]) -> tuple[str, list]:
+    """The commit that is meant, and the files of it that the cache lacks, as the hub describes them."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.utils import filter_repo_objects
     about = HfApi().model_info(repo, revision=revision, files_metadata=True)
     wanted = filter_repo_objects(about.siblings or [], allow_patterns=patterns, key=lambda file: file.rfilename)
-    missing = [file.size or 0 for file in wanted
-               if not isinstance(try_to_load_from_cache(repo, file.rfilename, revision=about.sha), str)]
-    begun = _kept(repo).glob("blobs/*.incomplete")
-    return max(sum(missing) - sum(part.stat().st_size for part in begun), 1) if missing else 0
+    return about.sha, [file for file in wanted
+                       if not isinstance(try_to_load_from_cache(repo, file.rfilename, revision=about.sha), str)]
+
+
+def _part(repo: str, file) -> Path:
+    return _kept(repo) / "blobs" / f"{file.lfs.sha256}.part"
+
+
+def begun(repo: str, file) -> int:
+    """Bytes of a large file that are here already."""
+    return _part(repo, file).stat().st_size if getattr(file, "lfs", None) and _part(repo, file).is_file() else 0
+
+
+def go_on(repo: str, commit: str, file) -> None:
+    """Bring a large file to its place in the hub's cache, from where it was cut off.
+
+    The hub's own client keeps whole files only: of one that broke off after five gigabytes, all five would come again.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+    part = _part(repo, file)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(part.with_suffix(".lock")):
+        here = begun(repo, file)
+        if here < file.size:
+            with open(part, "ab") as into:
+                http_get(hf_hub_url(repo, file.rfilename, revision=commit), into, resume_size=here, expected_size=file.size,
+                         headers=build_hf_headers(), displayed_filename=file.rfilename)
+        if here:                                                                # in pieces: are they of one file?
+            with open(part, "rb") as whole:
+                digest = hashlib.file_digest(whole, "sha256").hexdigest()
+            if digest != file.lfs.sha256:
+                part.unlink()
+                raise OSError(f"{file.rfilename} did not come whole")
+        os.replace(part, part.with_suffix(""))
 
 
 def make_sure_of_room(repo: str, size: int) -> None:

@@ -172,7 +172,7 @@ def test_a_repository_is_fetched_and_opened(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    monkeypatch.setattr(weights, "to_come", lambda *_: 0)
+    monkeypatch.setattr(weights, "missing", lambda *_: ("abc", []))
     for name, revision in (("someone/moves", "v2"), ("someone/moves@v2", None)):
         assert load(name, revision=revision).name == "toy"
         assert asked == {"repo": "someone/moves", "revision": "v2"}

@@ -1,11 +1,14 @@
+import hashlib
 import os
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from msk.weights import cached, fetch, fill, first_commit, read_weights, save_weights, to_come
+from msk.weights import cached, fetch, fill, first_commit, missing, read_weights, save_weights
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -68,7 +71,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=20e9))
-    return SimpleNamespace(asked=asked, cache=cache, blobs=cache / "models--someone--moves" / "blobs", files=files)
+    return SimpleNamespace(asked=asked, cache=cache, blobs=cache / "models--someone--moves" / "blobs")
 
 
 def test_what_is_to_come_is_said_before_it_comes(hub, capsys):
@@ -77,13 +80,63 @@ def test_what_is_to_come_is_said_before_it_comes(hub, capsys):
     assert "fetching 5.0 GB of someone/moves into" in capsys.readouterr().err
     (hub.cache / "transformer").mkdir(parents=True)
     (hub.cache / "transformer/a.safetensors").touch()
-    assert to_come("someone/moves", None, ["transformer/*"]) == 2_000_000_000         # what is here does not come again
-    hub.blobs.mkdir(parents=True)
-    (hub.blobs / "x.incomplete").write_bytes(b"0" * 1000)
-    assert to_come("someone/moves", None, ["transformer/*"]) == 1_999_999_000         # nor what was begun
+    commit, files = missing("someone/moves", None, ["transformer/*"])               # what is here does not come again
+    assert commit == "abc" and [file.rfilename for file in files] == ["transformer/b.safetensors"]
     (hub.cache / "transformer/b.safetensors").touch()
     fetch("someone/moves", None, ["transformer/*"])
     assert capsys.readouterr().err == ""
+
+
+class Ranges(BaseHTTPRequestHandler):
+    """Serves `data` from the byte that is asked for on."""
+    data, asked = b"", []
+
+    def do_GET(self):
+        start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
+        self.asked.append(start)
+        body = self.data[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(self.data) - 1}/{len(self.data)}")
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Ranges.asked = []
+    yield f"http://127.0.0.1:{server.server_port}/file"
+    server.shutdown()
+
+
+def test_a_large_file_goes_on_where_it_was_cut_off(hub, served, monkeypatch, capsys):
+    import huggingface_hub
+    data = os.urandom(300_000)
+    file = SimpleNamespace(rfilename="transformer/a.safetensors", size=len(data),
+                           lfs=SimpleNamespace(sha256=hashlib.sha256(data).hexdigest()))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha="abc", siblings=[file]))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_, **__: served)
+    blob = hub.blobs / file.lfs.sha256
+    hub.blobs.mkdir(parents=True)
+    blob.with_suffix(".part").write_bytes(data[:200_000])                           # from a process that is no more
+    Ranges.data = data
+    fetch("someone/moves", None, ["transformer/*"])
+    assert Ranges.asked == [200_000] and blob.read_bytes() == data and not blob.with_suffix(".part").exists()
+    assert "fetching 0.0 GB" in capsys.readouterr().err
+
+    blob.unlink()
+    blob.with_suffix(".part").write_bytes(b"0" * 200_000)                           # of another file
+    with pytest.raises(ConnectionError, match="a.safetensors did not come whole.*ask again to go on"):
+        fetch("someone/moves", None, ["transformer/*"])
+    fetch("someone/moves", None, ["transformer/*"])
+    assert blob.read_bytes() == data
 
 
 def test_what_does_not_fit_on_the_disk_is_not_begun(hub, monkeypatch):
