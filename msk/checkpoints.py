@@ -119,21 +119,13 @@ def unwrap(loaded: dict, which: str | None = None) -> State:
 
 
 def read(path, which: str | None = None) -> State:
-    """Weights from a file (.safetensors, or .pt / .pth without running code) or a folder (whole or in shards).
+    """Weights from a file (.safetensors, or .pt, .pth, .bin without running code) or a folder (whole or in shards).
 
     which: the set to take from a training checkpoint ("generator", ...); by default the averaged one, where there is one.
     """
     path = Path(path)
     if path.is_dir():
-        index = sorted(path.glob("*.safetensors.index.json"))
-        shards = sorted(set(json.loads(index[0].read_text())["weight_map"].values())) if index else \
-            sorted(p.name for p in path.glob("*.safetensors"))
-        if not shards:
-            raise FileNotFoundError(f"no .safetensors in {path}: give the folder of a transformer, or one weights file")
-        if not index and len(shards) > 1:
-            raise ValueError(f"{path} holds {len(shards)} weights files and no index that joins them: name one of "
-                             f"{', '.join(shards)}")
-        return unwrap({name: x for shard in shards for name, x in read_weights(path / shard).items()})
+        return unwrap({name: x for shard in _shards(path) for name, x in read(shard).items()})
     if path.suffix == ".safetensors":
         return unwrap(read_weights(path))
     if not path.is_file():
@@ -144,6 +136,24 @@ def read(path, which: str | None = None) -> State:
         raise ValueError(f"{path.name} could not be read as weights ({first_line(error)}): wanted "
                          ".safetensors, or a .pt of tensors alone") from error
     return unwrap(loaded, which)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The weights files of a folder: those that its index joins, or the only one there; .bin where no .safetensors is."""
+    for kind in ("safetensors", "bin"):
+        here, index = sorted(folder.glob(f"*.{kind}")), sorted(folder.glob(f"*.{kind}.index.json"))
+        if index:
+            named = sorted(set(json.loads(index[0].read_text())["weight_map"].values()))
+            if absent := [name for name in named if not (folder / name).is_file()]:
+                raise FileNotFoundError(f"{folder} lacks {', '.join(absent)}, of the {len(named)} files that "
+                                        f"{index[0].name} names: fetch them")
+            return [folder / name for name in named]
+        if len(here) > 1:
+            raise ValueError(f"{folder} holds {len(here)} weights files and no index that joins them: name one of "
+                             f"{', '.join(p.name for p in here)}")
+        if here:
+            return here
+    raise FileNotFoundError(f"no .safetensors or .bin in {folder}: give the folder of a transformer, or one weights file")
 
 
 def is_lora(state: State) -> bool:

@@ -274,10 +274,11 @@ PRESETS: dict[str, Preset] = {p.name: p for p in (
         repo="Efficient-Large-Model/LongLive-1.3B"),
     Preset(
         "wantrack-1.3b", Geometry(480, 832, fps=24), DiTConfig(**_I2V, **_WAN_1_3B), _WANTRACK, _TAEHV,
-        stream=_WANTRACK_STREAM, sample_steps=30, null_prompt=None, licence="unstated"),
+        stream=_WANTRACK_STREAM, sample_steps=30, null_prompt=None, licence="unstated", repo="H1yori233/Track-v0"),
     Preset(
         "wantrack-1.3b-early", Geometry(480, 832, fps=24), DiTConfig(**_I2V, **_WAN_1_3B, text_split=True), _WANTRACK,
-        _TAEHV, stream=_WANTRACK_STREAM, sample_steps=30, null_prompt=None, licence="unstated"),
+        _TAEHV, stream=_WANTRACK_STREAM, sample_steps=30, null_prompt=None, licence="unstated",
+        repo="noctuashap/TrackWan-1.3B-I2V-synth-stage2"),
     Preset(
         "wantrack-14b", Geometry(720, 1280, fps=24), DiTConfig(**_I2V, **_WAN_14B), _WANTRACK, _TAEHV,
         stream=_WANTRACK_STREAM, sample_steps=30, null_prompt=None, licence="unstated"),

@@ -23,27 +23,33 @@ from .checkpoints import (
     to_wan_names,
     track_config,
 )
-from .config import DiTConfig, Preset
+from .config import PRESETS, DiTConfig, Preset
 from .dit import DiT
 from .encoders import CLIP, UMT5, FullVAE, MixedVAE, beside
-from .kit import Kit, assets, best_device, best_dtype, known
+from .kit import Kit, assets, best_dtype, device_of, known
 from .motion import TrackHead
 from .tinyvae import TinyVAE
 from .weights import fetch, fill, read_weights, save_weights, write_whole
 
 # Where the transformer of a preset lies on the hub: its repository, and the files in it (the last may be a LoRA).
 SOURCES = {
-    ("wan2.1-1.3b", "teacher"): ["transformer/*"],
-    ("wan2.1-i2v-14b", "teacher"): ["transformer/*"],
-    ("wan2.2-5b", "teacher"): ["transformer/*"],
-    ("fun-control-1.3b", "teacher"): ["diffusion_pytorch_model.safetensors"],
-    ("fun-inp-1.3b", "teacher"): ["diffusion_pytorch_model.safetensors"],
-    ("self-forcing-1.3b", "student"): ["checkpoints/self_forcing_dmd.pt"],
-    ("causal-forcing-1.3b", "student"): ["chunkwise/causal_forcing.pt"],
-    ("longlive-1.3b", "student"): ["models/longlive_base.pt", "models/lora.pt"],
+    ("wan2.1-1.3b", "teacher"): ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", ["transformer/*"]),
+    ("wan2.1-i2v-14b", "teacher"): ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", ["transformer/*"]),
+    ("wan2.2-5b", "teacher"): ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", ["transformer/*"]),
+    ("fun-control-1.3b", "teacher"): ("alibaba-pai/Wan2.1-Fun-1.3B-Control", ["diffusion_pytorch_model.safetensors"]),
+    ("fun-inp-1.3b", "teacher"): ("alibaba-pai/Wan2.1-Fun-1.3B-InP", ["diffusion_pytorch_model.safetensors"]),
+    ("self-forcing-1.3b", "student"): ("gdhe17/Self-Forcing", ["checkpoints/self_forcing_dmd.pt"]),
+    ("causal-forcing-1.3b", "student"): ("zhuhz22/Causal-Forcing", ["chunkwise/causal_forcing.pt"]),
+    ("longlive-1.3b", "student"): ("Efficient-Large-Model/LongLive-1.3B", ["models/longlive_base.pt", "models/lora.pt"]),
+    ("wantrack-1.3b", "student"): ("H1yori233/Track-v0", ["transformer/*"]),
+    ("wantrack-1.3b", "teacher"): ("noctuashap/TrackWan-1.3B-I2V-synth-stage2", ["transformer/*"]),
+    ("wantrack-1.3b-early", "teacher"): ("noctuashap/TrackWan-1.3B-I2V-synth-stage2", ["transformer/*"]),
 }
-# Autoencoder, umT5 and CLIP, by latent channels: one repository has them all.
+# Commits that others are known to have run; a repository without one here stays at the commit that came first.
+COMMITS = {"Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "0fad780a534b6463e45facd96134c9f345acfa5b"}
+# Autoencoder and CLIP, by latent channels; umT5 is the same for all, and half as large in 2.2's repository.
 PARTS = {16: "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", 48: "Wan-AI/Wan2.2-TI2V-5B-Diffusers"}
+WORDS = PARTS[48]
 # Input channels at the patch embedding, latent channels -> the preset whose inputs these are.
 LAYOUTS = {(16, 16): "wan2.1-1.3b", (36, 16): "wan2.1-i2v-14b", (48, 16): "fun-control-1.3b", (48, 48): "wan2.2-5b"}
 OURS = "msk.json"           # beside transformer/ in what `export` writes: the preset and the role
@@ -54,15 +60,16 @@ OURS = "msk.json"           # beside transformer/ in what `export` writes: the p
 def load(name: str, role: str = "teacher", device=None, dtype: torch.dtype | None = None,
          revision: str | None = None) -> Kit:
     """A big preset with its public weights; where those know no tracks, its track columns are zero, its head untrained."""
-    preset = known(name)
+    known(name)
     if (name, role) not in SOURCES:
         known_to = [f"load({n!r}, {r!r})" for n, r in SOURCES]
         raise FileNotFoundError(f"no public address is known for the {role} of {name}: give the file or folder of its "
                                 f"weights to load, or use {', '.join(known_to)}")
-    files = SOURCES[name, role]
-    folder = fetch(preset.repo, revision, files)
+    repo, files = SOURCES[name, role]
+    folder = fetch(repo, revision or COMMITS.get(repo), files)
     parts = [read(folder / file.removesuffix("/*")) for file in files]
-    return assemble(preset, _with_lora(parts, preset.repo), role, folder, preset.repo, device, dtype)
+    state, data = _with_lora(parts, repo), _config(folder / "transformer")
+    return assemble(recognise(state, data, like=name, name=name), state, role, folder, repo, device, dtype)
 
 
 def open_path(path, role: str = "student", device=None, dtype: torch.dtype | None = None, like: str | None = None,
@@ -91,12 +98,12 @@ def _gather(path: Path, which: str | None) -> tuple[dict, State, str]:
         state = read(path, which)
         return _config(path.parent), state, "forcing" if path.suffix in (".pt", ".pth") else ""
     inner = path / "transformer" if (path / "transformer").is_dir() else path
-    if list(inner.glob("*.safetensors")):
+    if list(inner.glob("*.safetensors")) or list(inner.glob("*.bin")):
         return _config(inner), read(inner), ""
     files = [p for folder in (path, path / "models", path / "checkpoints") for p in sorted(folder.glob("*.pt"))]
     if not files:
-        raise FileNotFoundError(f"{path} holds no weights: wanted .safetensors there or in transformer/, or .pt files "
-                                "there, in models/ or in checkpoints/")
+        raise FileNotFoundError(f"{path} holds no weights: wanted .safetensors or .bin there or in transformer/, or .pt "
+                                "files there, in models/ or in checkpoints/")
     states = sorted((read(file, which) for file in files), key=is_lora)
     return _config(path), _with_lora(states, str(path)), "lora" if is_lora(states[-1]) else "forcing"
 
@@ -123,7 +130,8 @@ def recognise(state: State, data: dict, training: str = "", like: str | None = N
     patch = ours["patch_embedding.weight"]
     inside, out = patch.shape[1], len(ours["head.head.weight"]) // patch[0, 0].numel()
     if like is None:
-        like = "wantrack-1.3b" if tracked else LAYOUTS.get((inside, out))
+        like = LAYOUTS.get((inside, out)) if not tracked else next(
+            (p.name for p in PRESETS.values() if p.name.startswith("wantrack") and p.dit.dim == len(patch)), "wantrack-1.3b")
         like = {"forcing": "self-forcing-1.3b", "lora": "longlive-1.3b"}.get(training, like) if inside == 16 else like
     if like is None:
         raise ValueError(f"{inside} input and {out} latent channels are no layout that is known "
@@ -136,7 +144,7 @@ def recognise(state: State, data: dict, training: str = "", like: str | None = N
 
 def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, device=None,
              dtype: torch.dtype | None = None) -> Kit:
-    device = torch.device(device) if device is not None else best_device()
+    device = device_of(device)
     known_columns = to_wan_names(state)["patch_embedding.weight"].shape[1]
     if known_columns < sum(preset.dit.channels[name] for name in preset.dit.inputs):
         preset = replace(preset, dit=replace(preset.dit, base_channels=known_columns))
@@ -162,7 +170,7 @@ def outside(preset: Preset, folder: Path) -> tuple[nn.Module, nn.Module]:
     A tiny decoder takes the full one's place if a TAEHV lies among the assets, in the folder or at $MSK_TAEHV.
     """
     repo = PARTS.get(preset.vae.latent_channels, "")
-    text = UMT5(folder, repo)
+    text = UMT5(folder, WORDS if repo else "")
     places = [folder / "vae", folder / "Wan2.1_VAE.pth"]
     full = next((place for place in places if place.exists()), None)
     if tiny := tiny_vae(preset, folder):
