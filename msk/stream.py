@@ -88,7 +88,8 @@ class Roll:
         """What this chunk may see, and where it stands."""
         new = self._pieces(x0)
         where = {"places": self.cache.places(*new)} if self.config.places == "absolute" else {}
-        return self.cache.past(*new), where
+        past = self.cache.past(*new)
+        return past and self.dit.placed(past, x0.shape[-2:], **where), where
 
     @torch.no_grad()
     def _remember(self, x0: Tensor, motion, image, past, where: dict) -> None:

@@ -24,6 +24,9 @@ class Counted(torch.nn.Module):
         self.passes.append("grad" if torch.is_grad_enabled() else "plain")
         return self.dit(*args, **kwargs)
 
+    def placed(self, *args, **kwargs):
+        return self.dit.placed(*args, **kwargs)
+
     def remember(self, *args, **kwargs):
         self.passes.append("clean" + ("!" if torch.is_grad_enabled() else ""))
         return self.dit.remember(*args, **kwargs)

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, replace
 
+from ..grip import Thing
 from .follow import Follower
 
 LOOPS = ("once", "loop", "swing")
@@ -57,6 +58,8 @@ class Point:
     way: Way | None = None
     played: float = 0.0             # seconds of its way
     leaving: bool = False           # let go: says no more once it has arrived
+    thing: Thing | None = None      # what it has taken hold of
+    looked: bool = False            # has it been seen what that is?
 
     @property
     def target(self) -> complex:

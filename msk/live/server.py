@@ -155,7 +155,7 @@ def greeting(session: Session, id: str) -> dict:
     g = session.geometry
     return {"type": "hello", "version": VERSION, "session": id, "model": session.name, "width": g.width, "height": g.height,
             "fps": session.fps, "max_points": MAX_POINTS, "max_nodes": MAX_NODES, "max_step": session.follow.max_step,
-            "map": session.eye is not None, "keeps": session.folder is not None}
+            "map": session.eye is not None, "grips": session.hold.cut is not None, "keeps": session.folder is not None}
 
 
 def same(secret: str, guess: str) -> bool:

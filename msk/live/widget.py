@@ -19,6 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from .. import grip
 from .export import MIME, export
 from .mirror import Eye
 from .protocol import ProtocolError, read
@@ -116,10 +117,12 @@ class Pulled:
 
 
 def knowing(kit) -> dict:
-    """What a Session is told of a kit beside its name: which weights these are, how many ids, and how its maps look."""
+    """What a Session is told of a kit beside its name: which weights these are, how many ids, how its maps look, and what
+    its points take hold of. Only models that carry the picture are shown a rest that stays: others were not taught so."""
     if getattr(kit, "preset", None) is None:
         return {}
-    return {"revision": fingerprint(kit), "max_id": kit.preset.tracks.max_id, "eye": Eye(kit)}
+    return {"revision": fingerprint(kit), "max_id": kit.preset.tracks.max_id, "eye": Eye(kit),
+            "cut": grip.cut if grip.can_cut() else None, "rest": kit.preset.tracks.carry > 0}
 
 
 def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None, folder=None, **session_options):
