@@ -64,7 +64,8 @@ const STAGE_HTML = `
   <div class="head">
     <div class="who"><span class="dot"></span><span class="state">connecting</span></div>
     <div class="hud" aria-hidden="true"><span><b class="fps">–</b> fps</span><span title="from moving the pointer to a frame that knows of it (median; of 95 in a hundred at most)"><b class="ms">–</b> ms, p95 <b class="p95">–</b></span>
-      <span>chunk <b class="chunk">–</b></span><span title="JPEG quality: falls when the link is thin">q<b class="q">–</b></span></div>
+      <span>chunk <b class="chunk">–</b></span><span title="JPEG quality: falls when the link is thin">q<b class="q">–</b></span>
+      <span class="way" title="how frames come: ws, a WebSocket; http, where a proxy lets none through"></span></div>
   </div>
   <div class="screen"><canvas class="video"></canvas><canvas class="top"></canvas>
     <div class="veil on" role="status">Connecting…</div><div class="hint" role="status" aria-live="polite"></div>
@@ -133,50 +134,113 @@ const median = (list) => list.length ? [...list].sort((a, b) => a - b)[list.leng
 const share95 = (list) => list.length ? [...list].sort((a, b) => a - b)[Math.min(list.length - 1, Math.floor(0.95 * list.length))] : NaN;
 const clamp = (v) => Math.min(Math.max(v, 0), 1);
 
-// A WebSocket that comes back by itself and asks for the session it had.
+// -- the connection: two ways to the server, tried in this order -------------------------------------------------------
+// A line carries the messages of protocol.py: `hear(data)` for each that comes, `gone(why)` once when it ends.
+
+function webSocketLine({ at, token, session, hear, gone }) {
+  const where = at("ws");
+  where.protocol = where.protocol.replace("http", "ws");
+  if (session) where.searchParams.set("resume", session);
+  const socket = new WebSocket(where, ["msk.v2", "token." + token]);
+  socket.binaryType = "arraybuffer";
+  socket.onmessage = ({ data }) => hear(data);
+  socket.onclose = () => gone("");
+  return {
+    name: "ws",
+    send(data) { return socket.readyState === WebSocket.OPEN && (socket.send(data), true); },
+    close(code) { socket.close(code); gone(""); },
+  };
+}
+
+// Where a proxy lets no WebSocket through (post.py): one long answer down, posts up, one at a time with all that waits.
+function postLine({ at, token, session, hear, gone }) {
+  const where = at("stream"), stop = new AbortController(), headers = { "x-msk-token": token };
+  let up = [], key = "", busy = false, over = false;
+  if (session) where.searchParams.set("resume", session);
+  const end = (why) => { if (!over) { over = true; stop.abort(); gone(why); } };
+  const send = (body, keepalive = false) => fetch(at("in/" + key), { method: "POST", headers, body, keepalive });
+  async function post() {
+    if (busy || over || !key || !up.length) return;
+    busy = true;
+    const parts = up.splice(0, 256).flatMap((data) => {
+      const raw = typeof data === "string" ? new TextEncoder().encode(data) : new Uint8Array(data), head = new DataView(new ArrayBuffer(5));
+      head.setUint8(0, typeof data === "string" ? 0 : 1); head.setUint32(1, raw.length, true);
+      return [head.buffer, raw];
+    });
+    const answer = await send(new Blob(parts)).catch(() => null);
+    if (!answer || answer.status === 404 || answer.status === 403) return end("");
+    setTimeout(() => { busy = false; post(); }, 30);
+  }
+  async function listen() {
+    const answer = await fetch(where, { method: "POST", headers, signal: stop.signal });
+    if (!answer.ok) return end((await answer.text()).slice(0, 200));
+    key = answer.headers.get("x-msk-line");
+    post();
+    let held = new Uint8Array(0);
+    for (const reader = answer.body.getReader(); ;) {
+      const { value, done } = await reader.read();
+      if (done || over) return end("");
+      const joined = new Uint8Array(held.length + value.length);
+      joined.set(held); joined.set(value, held.length); held = joined;
+      for (let size; held.length >= 5 && held.length >= 5 + (size = new DataView(held.buffer, held.byteOffset).getUint32(1, true)); held = held.subarray(5 + size)) {
+        const data = held.slice(5, 5 + size);
+        hear(held[0] ? data.buffer : new TextDecoder().decode(data));
+      }
+    }
+  }
+  listen().catch(() => end(""));
+  return {
+    name: "http",
+    send(data) { if (!over && up.length < 1000) { up.push(data); post(); } return !over; },
+    close(code) { if (code === 1000 && key) send("", true).catch(() => {}); end(""); },
+  };
+}
+
+// A line that comes back by itself and asks for the session it had. A way on which nothing is heard gives room to the other.
 function socketHost({ url, token }) {
-  let socket = null, session = "", tries = 0, closed = false, beat = null, everGreeted = false;
+  const ways = [webSocketLine, postLine], at = (end) => new URL(url.replace(/ws$/, end), document.baseURI);
+  let line = null, way = 0, session = "", tries = 0, closed = false, everGreeted = false;
   return {
     everywhere: true,                       // keys work on the whole page
+    get way() { return line ? line.name : ""; },
     connect(on) {
       const dial = () => {
         if (closed) return;
-        const where = new URL(url, document.baseURI);
-        where.protocol = where.protocol.replace("http", "ws");
-        if (session) where.searchParams.set("resume", session);
-        socket = new WebSocket(where, ["msk.v2", "token." + token]);
-        socket.binaryType = "arraybuffer";
-        socket.onopen = () => { beat = setInterval(() => this.send({ type: "ping", t: performance.now() }), 5000); };
-        socket.onmessage = ({ data }) => {
+        let heard = false, over = false;
+        const beat = setInterval(() => this.send({ type: "ping", t: performance.now() }), 5000), silent = setTimeout(() => mine.close(4001), 5000);
+        const hear = (data) => {
+          if (over) return;
+          heard = true;
+          clearTimeout(silent);
           if (typeof data !== "string") return on.frame(data);
           const word = JSON.parse(data);
           if (word.type === "hello") { session = word.session; tries = 0; everGreeted = true; }
           on.word(word);
         };
-        socket.onclose = (event) => {
-          clearInterval(beat);
+        const gone = (why) => {
+          if (over) return;
+          over = true;
+          clearInterval(beat); clearTimeout(silent);
           if (closed) return;
+          if (!heard) way = (way + 1) % ways.length;
+          if (!heard && way > 0) return dial();
           tries += 1;
-          on.lost((tries > 3 && !everGreeted) || tries > 8 ? "The stage cannot be reached: reload the page." : "The link is lost: trying again…");
+          on.lost(why || ((tries > 3 && !everGreeted) || tries > 8 ? "The stage cannot be reached: reload the page." : "The link is lost: trying again…"));
           setTimeout(dial, Math.min(4000, 250 * 2 ** tries));
         };
+        const mine = line = ways[way]({ at, token, session, hear, gone });
       };
       addEventListener("pagehide", () => this.close());
       addEventListener("pageshow", (event) => { if (event.persisted && closed) { closed = false; session = ""; dial(); } });
       dial();
     },
-    send(data) {
-      if (!socket || socket.readyState !== WebSocket.OPEN) return false;
-      socket.send(data instanceof ArrayBuffer || typeof data === "string" ? data : JSON.stringify(data));
-      return true;
-    },
+    send(data) { return !!line && line.send(data instanceof ArrayBuffer || typeof data === "string" ? data : JSON.stringify(data)); },
     async bring(file) {                     // a session file; what is wrong with it, or ""
-      const answer = await fetch(new URL(url.replace(/ws$/, "session/") + encodeURIComponent(session), document.baseURI),
-        { method: "POST", body: file, headers: { "x-msk-token": token } });
+      const answer = await fetch(at("session/" + encodeURIComponent(session)), { method: "POST", body: file, headers: { "x-msk-token": token } });
       return answer.ok ? "" : (await answer.text()).slice(0, 300);
     },
-    drop() { socket.close(4000); },         // as if the link had failed
-    close() { closed = true; socket && socket.close(1000); },
+    drop() { line.close(4000); },           // as if the link had failed
+    close() { closed = true; line && line.close(1000); },
     save(url, name) {
       const link = document.createElement("a");
       link.href = new URL(url, document.baseURI); link.download = name;
@@ -421,6 +485,7 @@ function mountStage(el, host) {
     $(".p95").textContent = latencies.length ? share95(latencies).toFixed(0) : "–";
     $(".chunk").textContent = current && !current.still ? current.chunk : "–";
     $(".q").textContent = current ? current.quality : "–";
+    $(".way").textContent = host.way || "";
   }
 
   function refresh() {

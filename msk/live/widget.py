@@ -30,7 +30,24 @@ from .session import Session
 
 STAGE_JS = Path(__file__).with_name("stage.js")
 RENDER = """
-export default { render({ model, el }) { const stage = mountStage(el, modelHost(model)); return () => stage.close(); } };
+export default { render({ model, el }) {
+  const made = (tag) => document.createElement(tag), stageAt = made("div"), row = made("label"), field = made("input");
+  row.style.cssText = `display: flex; align-items: center; gap: 8px; max-width: 640px; margin: 8px auto 0;
+    font: 13px system-ui, sans-serif`;
+  field.style.cssText = `flex: 1; min-width: 0; font: inherit; color: inherit; background: transparent; padding: 7px 10px;
+    border: 1px solid #8a94a6; border-radius: 9px`;
+  field.maxLength = 1000; field.title = "What no point can say; Enter applies it, from the next chunk on";
+  row.dataset.lmSuppressShortcuts = "true";                 // what is typed here is no shortcut of the notebook
+  row.append("Prompt", field);
+  el.append(stageAt, row);
+  stageAt.addEventListener("msk-prompt", ({ detail }) => { field.value = detail; });
+  const stage = mountStage(stageAt, modelHost(model));
+  field.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    if (event.key === "Enter") stage.follow(field.value);
+  });
+  return () => stage.close();
+} };
 """
 
 
