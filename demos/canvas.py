@@ -42,6 +42,7 @@ watch("value", order);
 order();
 """
 
+# Without @media: Gradio keeps such rules from what lies outside its blocks.
 CSS = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 #msk-title { padding: 6px 4px 0 !important; }
@@ -55,7 +56,7 @@ CSS = """
   gap: 8px; }
 #msk-gallery .grid-container button { min-width: 0; aspect-ratio: 1; height: auto !important; }
 #msk-stage .html-container { padding: 0 !important; overflow: visible; }
-@media (max-width: 520px) { .gradio-container, .gradio-container .app, .gradio-container main { padding: 6px !important; } }
+.gradio-container .app { padding: clamp(6px, 6vw - 18px, 32px) !important; }
 #msk-gallery img { border-radius: 8px; }
 footer { display: none !important; }
 """

@@ -836,6 +836,7 @@ function mountStage(el, host) {
 
   const api = {
     stats, points, chosen, kept, maps, host, latencies,
+    ways: { ruler: wayRuler, at: wayAt },
     get state() { return state; },
     get hello() { return hello; },
     get current() { return current; },
