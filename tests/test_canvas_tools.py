@@ -1,10 +1,13 @@
 """The canvas's tools in a real browser: paths, grids, groups, the camera, the map; with pointer, keys and fingers."""
+import base64
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from msk.live.points import Way
+from msk.live.session import Session
+from msk.live.widget import RENDER, STAGE_JS, Pulled
 from tests.pages import exact
 from tests.pages.browser import Stage, open_browser
 from tests.pages.serve import serve
@@ -74,6 +77,15 @@ def asked(session):
         yield total
 
 
+def until_asked(stage, true):
+    """Wait for it, and let the page's questions be answered meanwhile."""
+    for _ in range(400):
+        if true():
+            return
+        stage.page.wait_for_timeout(50)
+    raise AssertionError("it did not happen")
+
+
 def clicks(stage, *places):
     for place in places:
         stage.click(*place)
@@ -106,7 +118,7 @@ def test_a_clicked_path_is_played_in_its_time(stage, session):
 
 
 def test_a_path_is_drawn_by_hand_while_it_plays_for_a_point_that_is_there(stage, session):
-    stage.drag(BALL, (0.4, 0.4))
+    stage.drag(BALL, (0.4, 0.4), steps=10)
     stage.rests_at(0.4, 0.4)
     stage.page.keyboard.press("3")
     stage.drag((0.4, 0.4), (0.75, 0.6), steps=15, pause=60)
@@ -240,6 +252,20 @@ def test_a_box_chooses_points_and_they_go_together(stage, session):
     until(lambda: set(session.points) == {3})
     page.keyboard.press("Control+z")
     until(lambda: set(session.points) == {1, 2, 3})
+
+
+def test_a_hundred_points_go_together(stage, session):
+    stage.page.keyboard.press("4")
+    stage.page.get_by_label("Spacing of the grid").fill("8")
+    stage.drag((0.05, 0.05), (0.87, 0.87), steps=5)
+    until(lambda: len(session.points) == 100)
+    before = np.array([at(p) for p in session.points.values()])
+    stage.page.keyboard.press("1")
+    stage.drag(tuple(before[44]), tuple(before[44] + 0.05), steps=15)
+    until(lambda: not session._held and len(session._deeds.last()) == 100)                  # one deed
+    moved = np.array([at(p) for p in session.points.values()]) - before
+    np.testing.assert_allclose(moved, 0.05, atol=0.01)
+    assert stage.ask("stage.stats.errors") == []                            # the line held
 
 
 def test_the_camera_flies_by_key_and_the_flight_is_taken_back(stage, session, asked):
@@ -411,6 +437,47 @@ def test_fingers_draw_a_path_and_pinch_the_camera(browser, canvas):
         assert abs(asked["right"]) < 0.02 and abs(asked["roll"]) < 2
     stage.wait("stage.current.marks.some((m) => m.kind === 'camera')")
     stage.page.close()
+    assert stage.complaints == []
+
+
+KERNEL = """async (script) => {
+    const pack = (b) => btoa(String.fromCharCode(...new Uint8Array(b)));
+    const unpack = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+    const hears = [], model = { on: (_, hear) => hears.push(hear), off() {}, async send(content, _, buffers = []) {
+        const { answer, frames } = await window.kernel(content, buffers.map(pack));
+        hears.forEach((hear) => hear(answer, frames.map(unpack))); } };
+    const module = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
+    module.default.render({ model, el: document.querySelector(".msk-host") }); }"""
+
+
+def test_in_a_notebook_the_tools_are_the_same(browser):
+    """The widget's own module, asked and answered as a kernel would do it, without a kernel."""
+    kit = exact.exact_kit()
+
+    def open_stream(prompt, image, seed):
+        return exact.ExactStream(kit, prompt, image, seed=seed)
+    with Session(open_stream, kit.geometry, eye=eye) as session:
+        session.open(exact.picture(), "a red ball")
+        pulled, stage = Pulled(session), Stage(browser, "about:blank")
+
+        def kernel(content, buffers):
+            answer, frames = pulled.answer(content, [base64.b64decode(b) for b in buffers])
+            return {"answer": answer, "frames": [base64.b64encode(f).decode() for f in frames]}
+        stage.page.expose_function("kernel", kernel)
+        stage.page.set_content("<body data-jp-theme-light=true><textarea></textarea><div class=msk-host></div></body>")
+        stage.page.evaluate(KERNEL, STAGE_JS + RENDER)
+        stage.state("ready").wait("stage.current").wait(f"{SCREEN}.querySelector('.stage').dataset.theme === 'light'")
+        stage.page.keyboard.press("3")                                      # not for the stage: it has not been touched
+        assert stage.ask("stage.tool") == "live"
+        stage.page.get_by_role("button", name="Path", exact=True).click()
+        clicks(stage, BALL, (0.6, 0.6))
+        for key in ("Enter", "m", "Enter"):
+            stage.page.keyboard.press(key)
+        until_asked(stage, lambda: session.state == "playing" and session.points[1].kind == "path")
+        stage.rests_at(0.6, 0.6).wait("stage.maps.has(stage.current.chunk)")
+        stage.page.keyboard.press("d")
+        stage.wait("stage.current.marks.some((m) => m.kind === 'camera')")
+        stage.page.close()
     assert stage.complaints == []
 
 

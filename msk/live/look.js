@@ -35,7 +35,8 @@ canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block
   transition: opacity .25s; text-align: center; }
 .hint.on { opacity: 1; } .hint.error { background: rgb(122 24 32 / .92); }
 .help { position: absolute; inset: 0; margin: 0; padding: 16px 20px; display: none; background: rgb(5 7 10 / .92);
-  grid-template-columns: max-content 1fr; gap: 4px 14px; align-content: safe center; overflow: auto; font-size: 12.5px; touch-action: pan-y; }
+  grid-template-columns: max-content 1fr; gap: 4px 14px; align-content: safe center; overflow: auto; font-size: 12.5px;
+  touch-action: pan-y; }
 .help.on { display: grid; } .help dt { text-align: right; font-weight: 600; } .help dd { margin: 0; color: #98a2b5; }
 
 button, select { font: inherit; color: var(--ink); background: var(--soft); border: 1px solid var(--line);
@@ -90,8 +91,10 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
   .hud { justify-content: space-between; gap: 8px; font-size: 12px; padding: 0 4px; }
   kbd { display: none; } button, select { height: 40px; padding: 0 9px; } button.square { width: 40px; }
   .bar { gap: 5px; }
-  .tools { gap: 4px; } .tools > * { padding: 3px; gap: 2px; } .tools button { height: 52px; font-size: 10.5px; } .pick button { height: 38px; } .pads .pick button { width: 38px; }
-  .help { padding: 10px; gap: 2px 10px; font-size: 11.5px; } input[type=range] { height: 32px; } .options > div { gap: 8px 10px; }
+  .tools { gap: 4px; } .tools > * { padding: 3px; gap: 2px; } .tools button { height: 52px; font-size: 10.5px; }
+  .pick button { height: 38px; } .pads .pick button { width: 38px; }
+  .help { padding: 10px; gap: 2px 10px; font-size: 11.5px; } input[type=range] { height: 32px; }
+  .options > div { gap: 8px 10px; }
 }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; } }
 `;

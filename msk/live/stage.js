@@ -454,7 +454,13 @@ function mountStage(el, host) {
       const p = points.get(id), here = p.nodes ? p : placeOf(p);
       starts.set(id, { x: here.x - at.x, y: here.y - at.y });
     }
-    let moved = false;
+    const every = starts.size > 8 ? 40 : 0;             // milliseconds between samples: a line carries only so many
+    let moved = false, sampled = -Infinity;
+    const put = (e) => {
+      const now = where(e);
+      for (const [id, start] of starts) putPoint(id, { x: now.x + start.x, y: now.y + start.y }, e.timeStamp);
+      sampled = e.timeStamp;
+    };
     return { ids: [...starts.keys()], holds: true,
       move(events) {
         if (!moved && Math.max(...events.map((e) => pixelsFrom(where(e), at))) < 3) return;
@@ -463,14 +469,15 @@ function mountStage(el, host) {
           say({ type: "grab", ids: this.ids, t: events[0].timeStamp });
           if (state === "ready" || state === "opening") say({ type: "start" });
         }
-        for (const e of starts.size > 8 ? events.slice(-1) : events) {          // of many points, one sample each is enough
-          const now = where(e);
-          for (const [id, start] of starts) putPoint(id, { x: now.x + start.x, y: now.y + start.y }, e.timeStamp);
+        for (const e of events) {
+          if (e.timeStamp - sampled < every) continue;
+          put(e);
           if (state === "playing") pending.push(e.timeStamp);
         }
         if (pending.length > 2000) pending.splice(0, 1000);
       },
       up(e) {
+        if (moved && every && e.type === "pointerup") put(e);
         sendSamples();
         if (moved) say({ type: "release", ids: this.ids, t: e.timeStamp, keep });
       } };
