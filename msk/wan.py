@@ -26,6 +26,7 @@ from .checkpoints import (
 from .config import PRESETS, DiTConfig, Preset
 from .dit import DiT
 from .encoders import CLIP, UMT5, FullVAE, MixedVAE, beside
+from .fast import prepare
 from .kit import Kit, assets, best_dtype, device_of, known
 from .motion import TrackHead
 from .tinyvae import TinyVAE
@@ -144,6 +145,7 @@ def recognise(state: State, data: dict, training: str = "", like: str | None = N
 
 def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, device=None,
              dtype: torch.dtype | None = None) -> Kit:
+    """Recognised weights as a kit. On CUDA the clock decides on attention, and MSK_FAST=1 compiles (see `fast.prepare`)."""
     device = device_of(device)
     known_columns = to_wan_names(state)["patch_embedding.weight"].shape[1]
     if known_columns < sum(preset.dit.channels[name] for name in preset.dit.inputs):
@@ -159,7 +161,10 @@ def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, 
     elif (parts / "track_head.safetensors").is_file():
         fill(head, read_weights(parts / "track_head.safetensors"), str(parts / "track_head.safetensors"))
     kit = Kit(dit, head, *outside(preset, parts), preset, role, outside_clip(preset.dit, parts))
-    return kit.eval().to(device, dtype or best_dtype(device))
+    kit = kit.eval().to(device, dtype or best_dtype(device))
+    if device.type == "cuda":
+        prepare(kit, "inductor" if os.environ.get("MSK_FAST", "0") not in ("", "0") else None)
+    return kit
 
 
 # what comes from outside
