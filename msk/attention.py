@@ -125,7 +125,7 @@ def choose(device, dtype: torch.dtype, queries: int, keys: int, heads: int, dim:
             for _ in range(repeats):
                 attend(q, k, v)
             wait()
-        except RuntimeError:
+        except Exception:                               # no kernel, too old a card, too little memory: each says it its way
             continue
         took[name] = 1000 * (perf_counter() - began) / repeats
     _chosen.pop((device.type, dtype))

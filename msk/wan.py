@@ -217,10 +217,11 @@ WAN_STD = [2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
 
 # and back
 
-def export(kit: Kit, folder) -> Path:
+def export(kit: Kit, folder, shard: str = "10GB") -> Path:
     """A kit in diffusers' layout: its `WanTransformer3DModel` reads transformer/, and `msk.load` all of it.
 
-    The first input channels are the base's own; columns for tracks come last or where the base had its control.
+    shard: more than this goes into several files and an index. The first input channels are the base's own; columns for
+    tracks come last or where the base had its control.
     """
     folder = Path(folder)
     (folder / "transformer").mkdir(parents=True, exist_ok=True)
@@ -231,11 +232,24 @@ def export(kit: Kit, folder) -> Path:
               "eps": c.eps, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024,
               "image_dim": c.clip_dim or None, "added_kv_proj_dim": c.dim if c.clip_dim else None}
     write_whole(folder / "transformer" / "config.json", json.dumps(config, indent=2).encode())
-    save_weights(rename(kit.dit.state_dict(), DIFFUSERS),
-                 folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    _save_in_shards(rename(kit.dit.state_dict(), DIFFUSERS), folder / "transformer", shard)
     save_weights(kit.track_head.state_dict(), folder / "track_head.safetensors")
     full = kit.vae.full if isinstance(kit.vae, MixedVAE) else kit.vae
     if isinstance(full, FullVAE):
         full.vae.save_pretrained(folder / "vae")
     write_whole(folder / OURS, json.dumps({"role": kit.role, "preset": kit.preset.to_dict()}, indent=2).encode())
     return folder
+
+
+def _save_in_shards(state: State, folder: Path, most: str) -> None:
+    """As diffusers names them: one file, or so many and the index that joins them."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+    for old in folder.glob("diffusion_pytorch_model*.safetensors*"):
+        old.unlink()
+    plan = split_torch_state_dict_into_shards(
+        state, filename_pattern="diffusion_pytorch_model{suffix}.safetensors", max_shard_size=most)
+    for file, names in plan.filename_to_tensors.items():
+        save_weights({name: state[name] for name in names}, folder / file)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_whole(folder / "diffusion_pytorch_model.safetensors.index.json", json.dumps(index, indent=2).encode())

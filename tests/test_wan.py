@@ -392,6 +392,8 @@ def test_what_we_save_diffusers_loads_and_computes_alike(name, tmp_path, close):
     for p in kit.dit.parameters():
         torch.nn.init.normal_(p, std=0.1)
     wan.export(kit, tmp_path)
+    wan.export(kit, tmp_path, shard="200KB")                                        # over it, and in several files
+    assert len(list((tmp_path / "transformer").glob("diffusion_pytorch_model-*-of-*.safetensors"))) > 1
     theirs = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "transformer").eval().requires_grad_(False)
     g = torch.Generator().manual_seed(1)
     c = preset.dit
