@@ -102,6 +102,10 @@ def _gather(path: Path, which: str | None) -> tuple[dict, State, str]:
     if list(inner.glob("*.safetensors")) or list(inner.glob("*.bin")):
         return _config(inner), read(inner), ""
     files = [p for folder in (path, path / "models", path / "checkpoints") for p in sorted(folder.glob("*.pt"))]
+    if parts := [*path.glob("*.distcp"), *path.glob("dcp/*.distcp")]:
+        raise ValueError(f"{path} is a training checkpoint in {len(parts)} parts, whose index is code to be run: make "
+                         "one file of it, if you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+                         f"{parts[0].parent} weights.pt")
     if not files:
         raise FileNotFoundError(f"{path} holds no weights: wanted .safetensors or .bin there or in transformer/, or .pt "
                                 "files there, in models/ or in checkpoints/")

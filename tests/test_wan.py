@@ -292,6 +292,10 @@ def test_what_is_no_wan_is_said(tmp_path, taehv, monkeypatch):
     save_weights({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="a holds no Wan transformer"):
         load(tmp_path / "a.safetensors")
+    (tmp_path / "train/dcp").mkdir(parents=True)
+    (tmp_path / "train/dcp/__0_0.distcp").touch()
+    with pytest.raises(ValueError, match="in 1 parts, whose index is code.*dcp_to_torch .*dcp weights.pt"):
+        load(tmp_path / "train")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no kit called"):
         load(tmp_path / "empty")
