@@ -91,7 +91,8 @@ def ways(device, dtype: torch.dtype) -> list[str]:
     kind, half = torch.device(device).type, dtype in (torch.bfloat16, torch.float16)
     if kind == "cpu":
         return ["sdpa", "matmul"]
-    return [*(_packages() if kind == "cuda" and half else ()), *(_SDPA if kind == "cuda" else ()), "sdpa"]
+    own = [name for name in _SDPA if name != "math"] if kind == "cuda" else []      # that one only fills the memory
+    return [*(_packages() if kind == "cuda" and half else ()), *own, "sdpa"]
 
 
 def backend(device, dtype: torch.dtype) -> str:
@@ -124,10 +125,12 @@ def choose(device, dtype: torch.dtype, queries: int, keys: int, heads: int, dim:
             for _ in range(repeats):
                 attend(q, k, v)
             wait()
-        except RuntimeError:
+        except Exception:                               # no kernel, too old a card, too little memory: each says it its way
             continue
         took[name] = 1000 * (perf_counter() - began) / repeats
-    _chosen[device.type, dtype] = min(took, key=took.get)
+    _chosen.pop((device.type, dtype))
+    if took:
+        _chosen[device.type, dtype] = min(took, key=took.get)
     return took
 
 

@@ -51,8 +51,10 @@ _BLOCK_NAMES = [
 ]
 WAN, DIFFUSERS, FASTVIDEO = range(3)
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-_PREFIXES = ("roles.student.transformer.", "module.", "model.")
-_HOLDERS = ("student_ema", "generator_ema", "ema", "student", "generator", "generator_lora", "model", "state_dict")
+_STUDENT = "roles.student.transformer."      # FastVideo's trainer, beside optimizers and other roles
+_PREFIXES = ("module.", "model.")
+_HOLDERS = ("student_ema", "generator_ema", "ema", "student", "generator", "generator_lora", "model", "state_dict", "roles",
+            "transformer")
 
 
 # names
@@ -109,6 +111,7 @@ def unwrap(loaded: dict, which: str | None = None) -> State:
         for wrapper in _WRAPPERS:
             name = str(name).replace(wrapper, "")
         state[name] = x
+    state = {name.removeprefix(_STUDENT): x for name, x in state.items() if name.startswith(_STUDENT)} or state
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): x for name, x in state.items()}

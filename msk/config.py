@@ -186,6 +186,7 @@ class Preset:
     text_scale: float = 3.0                     # w_t
     motion_scale: float = 1.5                   # w_m
     sample_steps: int = 50                      # the teacher's
+    shifted_twice: bool = False                 # at diffusers' FlowMatchEuler's noise levels, see flow.twice_shifted
     null_prompt: str | None = ""                # what stands for no prompt; None: features of zeros
     licence: str = "Apache-2.0"
     repo: str = ""                              # on the hub; empty: weights travel with the package
@@ -274,14 +275,15 @@ PRESETS: dict[str, Preset] = {p.name: p for p in (
         repo="Efficient-Large-Model/LongLive-1.3B"),
     Preset(
         "wantrack-1.3b", Geometry(480, 832, fps=24), DiTConfig(**_I2V, **_WAN_1_3B), _WANTRACK, _TAEHV,
-        stream=_WANTRACK_STREAM, sample_steps=30, null_prompt=None, licence="unstated", repo="H1yori233/Track-v0"),
+        stream=_WANTRACK_STREAM, sample_steps=30, shifted_twice=True, null_prompt=None, licence="unstated",
+        repo="H1yori233/Track-v0"),
     Preset(
         "wantrack-1.3b-early", Geometry(480, 832, fps=24), DiTConfig(**_I2V, **_WAN_1_3B, text_split=True), _WANTRACK,
-        _TAEHV, stream=_WANTRACK_STREAM, sample_steps=30, null_prompt=None, licence="unstated",
+        _TAEHV, stream=_WANTRACK_STREAM, sample_steps=30, shifted_twice=True, null_prompt=None, licence="unstated",
         repo="noctuashap/TrackWan-1.3B-I2V-synth-stage2"),
     Preset(
         "wantrack-14b", Geometry(720, 1280, fps=24), DiTConfig(**_I2V, **_WAN_14B), _WANTRACK, _TAEHV,
-        stream=_WANTRACK_STREAM, sample_steps=30, null_prompt=None, licence="unstated"),
+        stream=_WANTRACK_STREAM, sample_steps=30, shifted_twice=True, null_prompt=None, licence="unstated"),
     Preset(
         "wan2.2-5b", Geometry(704, 1280, stride=16, fps=24),
         DiTConfig(latent_channels=48, motion_channels=48, dim=3072, ffn_dim=14336, heads=24, layers=30, text_dim=4096,

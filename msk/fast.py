@@ -33,7 +33,8 @@ def prepare(kit: Kit, compiler: str | None = "inductor", fp8: bool = False, cloc
     if compiler and kit.preset.stream.places != "absolute":                     # there every chunk has angles of its own
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(
             Path(os.environ.get("MSK_CACHE") or Path.home() / ".cache" / "msk") / "compiled"))
-        torch._dynamo.config.recompile_limit = max(16, torch._dynamo.config.recompile_limit)
+        limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+        setattr(torch._dynamo.config, limit, max(16, getattr(torch._dynamo.config, limit)))     # a past of 21 latents grows
         constant_turns()
         for block in kit.dit.blocks:                                            # one graph for all: they differ in weights
             block.compile(backend=compiler, dynamic=False)

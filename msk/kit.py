@@ -204,8 +204,8 @@ def load(name: str | os.PathLike, role: str = "student", device=None, dtype: tor
 
 def holds_weights(path: Path) -> bool:
     """A weights file, or a folder with some where Wan's family keeps them."""
-    inside = (p for where in ("", "transformer", "models", "checkpoints") for p in (path / where).glob("*"))
-    return path.is_file() or any(p.suffix in (".safetensors", ".bin", ".pt") for p in inside)
+    inside = (p for where in ("", "transformer", "models", "checkpoints", "dcp") for p in (path / where).glob("*"))
+    return path.is_file() or any(p.suffix in (".safetensors", ".bin", ".pt", ".distcp") for p in inside)
 
 
 def is_kit(folder: Path) -> bool:

@@ -26,6 +26,7 @@ from .checkpoints import (
 from .config import PRESETS, DiTConfig, Preset
 from .dit import DiT
 from .encoders import CLIP, UMT5, FullVAE, MixedVAE, beside
+from .fast import prepare
 from .kit import Kit, assets, best_dtype, device_of, known
 from .motion import TrackHead
 from .tinyvae import TinyVAE
@@ -101,6 +102,10 @@ def _gather(path: Path, which: str | None) -> tuple[dict, State, str]:
     if list(inner.glob("*.safetensors")) or list(inner.glob("*.bin")):
         return _config(inner), read(inner), ""
     files = [p for folder in (path, path / "models", path / "checkpoints") for p in sorted(folder.glob("*.pt"))]
+    if parts := [*path.glob("*.distcp"), *path.glob("dcp/*.distcp")]:
+        raise ValueError(f"{path} is a training checkpoint in {len(parts)} parts, whose index is code to be run: make "
+                         "one file of it, if you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+                         f"{parts[0].parent} weights.pt")
     if not files:
         raise FileNotFoundError(f"{path} holds no weights: wanted .safetensors or .bin there or in transformer/, or .pt "
                                 "files there, in models/ or in checkpoints/")
@@ -144,6 +149,7 @@ def recognise(state: State, data: dict, training: str = "", like: str | None = N
 
 def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, device=None,
              dtype: torch.dtype | None = None) -> Kit:
+    """Recognised weights as a kit. On CUDA the clock decides on attention, and MSK_FAST=1 compiles (see `fast.prepare`)."""
     device = device_of(device)
     known_columns = to_wan_names(state)["patch_embedding.weight"].shape[1]
     if known_columns < sum(preset.dit.channels[name] for name in preset.dit.inputs):
@@ -159,7 +165,10 @@ def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, 
     elif (parts / "track_head.safetensors").is_file():
         fill(head, read_weights(parts / "track_head.safetensors"), str(parts / "track_head.safetensors"))
     kit = Kit(dit, head, *outside(preset, parts), preset, role, outside_clip(preset.dit, parts))
-    return kit.eval().to(device, dtype or best_dtype(device))
+    kit = kit.eval().to(device, dtype or best_dtype(device))
+    if device.type == "cuda":
+        prepare(kit, "inductor" if os.environ.get("MSK_FAST", "0") not in ("", "0") else None)
+    return kit
 
 
 # what comes from outside
@@ -212,10 +221,11 @@ WAN_STD = [2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
 
 # and back
 
-def export(kit: Kit, folder) -> Path:
+def export(kit: Kit, folder, shard: str = "10GB") -> Path:
     """A kit in diffusers' layout: its `WanTransformer3DModel` reads transformer/, and `msk.load` all of it.
 
-    The first input channels are the base's own; columns for tracks come last or where the base had its control.
+    shard: more than this goes into several files and an index. The first input channels are the base's own; columns for
+    tracks come last or where the base had its control.
     """
     folder = Path(folder)
     (folder / "transformer").mkdir(parents=True, exist_ok=True)
@@ -226,11 +236,24 @@ def export(kit: Kit, folder) -> Path:
               "eps": c.eps, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024,
               "image_dim": c.clip_dim or None, "added_kv_proj_dim": c.dim if c.clip_dim else None}
     write_whole(folder / "transformer" / "config.json", json.dumps(config, indent=2).encode())
-    save_weights(rename(kit.dit.state_dict(), DIFFUSERS),
-                 folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    _save_in_shards(rename(kit.dit.state_dict(), DIFFUSERS), folder / "transformer", shard)
     save_weights(kit.track_head.state_dict(), folder / "track_head.safetensors")
     full = kit.vae.full if isinstance(kit.vae, MixedVAE) else kit.vae
     if isinstance(full, FullVAE):
         full.vae.save_pretrained(folder / "vae")
     write_whole(folder / OURS, json.dumps({"role": kit.role, "preset": kit.preset.to_dict()}, indent=2).encode())
     return folder
+
+
+def _save_in_shards(state: State, folder: Path, most: str) -> None:
+    """As diffusers names them: one file, or so many and the index that joins them."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+    for old in folder.glob("diffusion_pytorch_model*.safetensors*"):
+        old.unlink()
+    plan = split_torch_state_dict_into_shards(
+        state, filename_pattern="diffusion_pytorch_model{suffix}.safetensors", max_shard_size=most)
+    for file, names in plan.filename_to_tensors.items():
+        save_weights({name: state[name] for name in names}, folder / file)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_whole(folder / "diffusion_pytorch_model.safetensors.index.json", json.dumps(index, indent=2).encode())

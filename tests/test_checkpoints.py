@@ -65,8 +65,11 @@ def test_the_averaged_weights_come_first_and_the_others_when_asked_for(tmp_path)
     assert torch.equal(checkpoints.read(tmp_path / "sf.pt", "generator")[name], plain[name])
     with pytest.raises(ValueError, match="no weights called 'ema'.*it holds generator, critic, generator_ema"):
         checkpoints.read(tmp_path / "sf.pt", "ema")
-    torch.save({"roles.student.transformer." + name: x for name, x in plain.items()}, tmp_path / "dcp.pt")
-    assert checkpoints.read(tmp_path / "dcp.pt").keys() == plain.keys()
+    flat = {"roles.student.transformer." + name: x for name, x in plain.items()}
+    torch.save({**flat, "roles.critic.transformer.head.head.bias": torch.ones(1), "step": 3}, tmp_path / "flat.pt")
+    torch.save({"roles": {"student": {"transformer": plain}}, "optimizers": {"lr": 1e-6}}, tmp_path / "nested.pt")
+    for file in ("flat.pt", "nested.pt"):                                           # FastVideo's trainer, made one file
+        assert checkpoints.read(tmp_path / file).keys() == plain.keys()
 
 
 def test_shards_are_joined(tmp_path):

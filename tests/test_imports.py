@@ -24,7 +24,8 @@ MAY = {
     "kit": ROUTE | SIDE | {"picture", "weights", "wan"},
     "checkpoints": {"config", "dit", "motion", "tinyvae", "weights"},
     "encoders": {"tinyvae", "weights", "kit", "checkpoints"},
-    "wan": ROUTE | SIDE | {"weights", "kit", "checkpoints", "encoders"},     # asked for lazily, by `load`, gives kits back
+    "fast": {"attention", "encoders", "kit", "tinyvae"},
+    "wan": ROUTE | SIDE | {"weights", "kit", "checkpoints", "encoders", "fast"},     # asked for lazily, gives kits
     "evaluate": ROUTE | SIDE | {"kit"},
     "hands": ROUTE | SIDE | {"kit", "evaluate", "generate", "viz"},
     "real": ROUTE | SIDE | {"kit", "evaluate", "generate", "hands", "picture", "viz"},

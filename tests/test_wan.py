@@ -292,6 +292,10 @@ def test_what_is_no_wan_is_said(tmp_path, taehv, monkeypatch):
     save_weights({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="a holds no Wan transformer"):
         load(tmp_path / "a.safetensors")
+    (tmp_path / "train/dcp").mkdir(parents=True)
+    (tmp_path / "train/dcp/__0_0.distcp").touch()
+    with pytest.raises(ValueError, match="in 1 parts, whose index is code.*dcp_to_torch .*dcp weights.pt"):
+        load(tmp_path / "train")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no kit called"):
         load(tmp_path / "empty")
@@ -392,6 +396,8 @@ def test_what_we_save_diffusers_loads_and_computes_alike(name, tmp_path, close):
     for p in kit.dit.parameters():
         torch.nn.init.normal_(p, std=0.1)
     wan.export(kit, tmp_path)
+    wan.export(kit, tmp_path, shard="200KB")                                        # over it, and in several files
+    assert len(list((tmp_path / "transformer").glob("diffusion_pytorch_model-*-of-*.safetensors"))) > 1
     theirs = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "transformer").eval().requires_grad_(False)
     g = torch.Generator().manual_seed(1)
     c = preset.dit

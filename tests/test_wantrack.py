@@ -177,6 +177,23 @@ def test_the_teachers_levels_are_diffusers_schedulers(close):
     close(torch.tensor([*twice_shifted(30, 6.0), 0.0]), scheduler.sigmas, atol=1e-6)
 
 
+@pytest.mark.parametrize("twice, levels", [(True, twice_shifted(3, 6.0)), (False, schedule(3, 6.0))])
+def test_a_teacher_is_sampled_at_the_levels_it_was_made_for(kit, monkeypatch, twice, levels):
+    from msk import generate
+    seen, plain = [], generate.sample
+
+    def noted(*given):
+        for step in plain(*given):
+            seen.append(step.t)
+            yield step
+
+    monkeypatch.setattr(generate, "sample", noted)
+    teacher = replace(kit, preset=replace(kit.preset, sample_steps=3, shifted_twice=twice))
+    (frames,) = generate.by_teacher(teacher, "a fish", torch.rand(3, 48, 64), None, 5)
+    assert frames.shape == (5, 3, 48, 64) and seen == levels
+    assert PRESETS["wantrack-1.3b"].shifted_twice and not PRESETS["wan2.1-1.3b"].shifted_twice
+
+
 def test_the_transformer_is_told_whole_thousandths_and_the_path_is_exact(model):
     seen, dit = [], model[0]
 
