@@ -48,7 +48,7 @@ label { display: inline-flex; align-items: center; gap: 5px; color: var(--dim); 
 .help { position: absolute; inset: 0; margin: 0; padding: 20px; display: none; grid-template-columns: max-content 1fr; gap: 7px 16px; align-content: center;
   background: rgb(5 7 10 / .9); overflow: auto; } .help.on { display: grid; }
 .help dt { text-align: right; font-weight: 600; } .help dd { margin: 0; color: var(--dim); } [hidden] { display: none !important; }
-@media (max-width: 480px) { .stage { padding: 8px; border-radius: 12px; } kbd { display: none; } button { padding: 8px 10px; } .hud { gap: 10px; flex-basis: 100%; } .tools .pick + .label { margin-left: 0; } }
+@media (max-width: 480px) { .stage { padding: 8px; border-radius: 12px; } kbd { display: none; } button { padding: 8px 10px; } .hud { gap: 8px; flex-basis: 100%; font-size: 12px; white-space: nowrap; overflow: hidden; } .tools .pick + .label { margin-left: 0; } }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; } }
 `;
 
