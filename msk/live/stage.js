@@ -871,12 +871,14 @@ function mountStage(el, host) {
     $(".help").classList.remove("on");
   }
 
-  const TAKEN = "input, textarea, select, button, a, [contenteditable=true], [role=listbox], [role=option]";
+  const WRITES = "input, textarea, select, [contenteditable=true], [role=listbox], [role=option]";
+  const PRESSED = ["Enter", " ", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];         // what a button may want itself
 
   function key(event) {
     if (!greeted || event.defaultPrevented || event.altKey) return;
     const target = event.composedPath()[0], within = event.composedPath().includes(box);
-    if (!within && (!host.everywhere || target.closest?.(TAKEN))) return;
+    if (!within && (!host.everywhere || target.closest?.(WRITES))) return;
+    if (!within && target.closest?.("button, a") && PRESSED.includes(event.key)) return;
     if (within && target.closest?.("select, input")) return;
     if (within && target.closest?.("button") && (event.key === "Enter" || event.key === " ")) return;
     const step = event.shiftKey ? 0.1 : 0.02, chord = event.ctrlKey || event.metaKey, letter = event.key.toLowerCase();
