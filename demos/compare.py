@@ -1,6 +1,9 @@
-"""Teacher, student and truth side by side on held-out clips of the procedural world, with some of the true tracks drawn.
+"""Truth, teacher and student side by side on held-out clips of the procedural world, with their tracking errors drawn.
 
     python demos/compare.py --model tiny --clips 3 --out compare.webp
+
+On the truth, points and the way they came; on what was made, a ring where each point should be and a line to where it is
+found, and the frame's mean error in pixels.
 """
 from __future__ import annotations
 
@@ -9,32 +12,32 @@ from pathlib import Path
 
 import torch
 
-from msk import evaluate, load, video, viz
-from msk.motion import draw_ids
-from msk.world import HELD_OUT, World, grid_points
+from msk import evaluate, load, trackers, video, viz
+from msk.kit import ROLES
+from msk.world import HELD_OUT, World
 
 
 def compare(model: str = "tiny", clips: int = 3, out: str = "compare.webp", *, frames: int = 45, level: str = "calm",
             seed: int = HELD_OUT, grid: int = 24, device: str | None = None, zoom: int = 2) -> Path:
     """Write a clip (truth | teacher | student, one held-out clip after the other), and its film strips as <out>.png."""
-    student, teacher = (load(model, role, device) for role in ("student", "teacher"))
-    world, shown, strips = World(student.geometry, level), [], []
+    kits = {role: load(model, role, device) for role in reversed(ROLES)}
+    student = kits["student"]
+    world, films, strips = World(student.geometry, level), [], []
     for number in range(seed, seed + clips):
-        clip = world.sample(1, frames, seed=number)
-        tracks = clip.track(grid_points(student.geometry, grid, grid))
-        ids = draw_ids(1, grid * grid, student.preset.tracks.max_id, torch.Generator().manual_seed(number))
-        asked = tracks.with_ids(ids).to(student.device), frames, number
-        first = clip.frames[:, 0].to(student.device)
-        rows = {"truth": clip.frames,
-                "teacher": evaluate.by_teacher(teacher, clip.captions, first, *asked).cpu(),
-                "student": evaluate.by_student(student, clip.captions, first, *asked).cpu()}
-        few = clip.track(grid_points(student.geometry, 5, 5))
-        shown.append(viz.side_by_side(*(viz.draw_tracks(made[0], few) for made in rows.values())))
-        strips += [viz.strip(made, label=f"{name}: {clip.captions[0]}", zoom=zoom) for name, made in rows.items()]
-        print(f"seed {number}: {clip.captions[0]}")
+        clip = evaluate.shown(world, [number], frames, grid, student.preset.tracks.max_id, student.device)
+        rows, said = {"truth": viz.draw_tracks(clip.truth[0], clip.asked, zoom=zoom)}, []
+        for role, kit in kits.items():
+            make = evaluate.by_teacher if role == "teacher" else evaluate.by_student
+            made = make(kit, clip.captions, clip.first, clip.dense, frames, number).contiguous()
+            found = trackers.register(made, clip.truth, clip.asked.xy)
+            name = f"{role}, {evaluate.epe(found, clip.asked).mean().item():.2f} px"
+            rows[name] = viz.draw_errors(made[0], clip.asked, found, zoom)
+            said.append(name)
+        films.append(viz.side_by_side(*rows.values()))
+        strips += [viz.strip(film, label=f"{name}: {clip.captions[0]}") for name, film in rows.items()]
+        print(f"seed {number}: {'; '.join(said)}: {clip.captions[0]}")
     viz.grid(strips).save(Path(out).with_suffix(".png"))
-    large = torch.cat(shown).repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
-    return video.write(out, large, student.geometry.fps)
+    return video.write(out, torch.cat(films), student.geometry.fps)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -292,7 +292,7 @@ def summary(kit: Kit, times: list[dict], first: float, threads: int) -> dict:
         "fps": 1000 * total("frames") / total("chunk"),
         "fps_without_clean_pass": 1000 * total("frames") / (total("chunk") - total("clean")),
         "fps_denoise_alone": 1000 * total("frames") / total("denoise"),
-        "tflops": (c.steps + 1) * flops(kit.preset) / 1e9 / statistics.median(column("chunk")),
+        "tflops": (c.steps + c.clean) * flops(kit.preset) / 1e9 / statistics.median(column("chunk")),
         "latency_ms": {"median": statistics.median(latency), "p95": p95(latency)},
         "dit_ms": statistics.median(column("denoise")), "decode_ms": statistics.median(column("decode")),
         "clean_ms": statistics.median(column("clean")), "first_chunk_ms": first,

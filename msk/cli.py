@@ -96,6 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--image", required=True, help="the first frame: any picture; its middle is used")
     generate.add_argument("--prompt", default="", help="what is seen, and what no track can say")
     generate.add_argument("--tracks", help="npz, json or pth; pixels of the picture, unless the file says its own size")
+    generate.add_argument("--whole", action="store_true",
+                          help="tracks take hold of the whole thing under them, and the rest is held still")
     generate.add_argument("--frames", type=whole, help="how many; those of the tracks, else 45")
     generate.add_argument("--out", default="clip.mp4", help=".mp4, .webp, .gif, or a folder for png")
     generate.add_argument("--teacher", action="store_true", help="the slow, guided teacher instead of the stream")
@@ -142,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--frames", type=whole,
                           help="of hands' long play (ten chunks), of real's clips (45), of drift in ablations (900)")
     evaluate.add_argument("--strips", metavar="DIR", help="a film strip for each case, or file, of hands, text and real")
+    evaluate.add_argument("--whole", action="store_true", help="hands take hold of whole things, and the rest is held still")
     evaluate.add_argument("--charts", metavar="DIR", help="a chart for each case of the suite ablations")
     evaluate.add_argument("--level", default="calm", choices=["calm", "full"], help="how wild the drawn world is")
     evaluate.add_argument("--json", metavar="F", help="write the figures there too")
@@ -226,7 +229,7 @@ def demo(name: str):
 
 
 def run_generate(args) -> None:
-    from . import __version__, generate, video
+    from . import __version__, generate, grip, video
     from .kit import load
     from .picture import read_picture
     picture = read_picture(args.image)
@@ -237,6 +240,8 @@ def run_generate(args) -> None:
                  tracks=generate.digest(tracks))
     if tracks is not None:
         tracks = generate.onto_model(tracks, generate.said_size(args.tracks) or picture.size, kit, args.seed)
+        if args.whole:
+            tracks = grip.whole(tracks, kit.pixels(picture)[0].cpu(), kit.geometry.stride, kit.preset.tracks.max_id)
     if args.teacher:
         chunks = generate.by_teacher(kit, args.prompt, picture, tracks, frames, args.seed,
                                      args.text_scale, args.motion_scale)
@@ -332,7 +337,7 @@ def run_eval(args) -> None:
     both = dict(json_path=args.json, level=args.level, device=args.device)
     played = ("hands", "ablations")
     for option, suites in (("frames", (*played, "real")), ("cases", played), ("strips", ("hands", "text", "real")),
-                           ("charts", played[1:])):
+                           ("charts", played[1:]), ("whole", played[:1])):
         if getattr(args, option) and args.suite not in suites:
             raise ValueError(f"--{option} is for --suite {' and '.join(suites)}, and {args.suite} has none: leave it out")
     if bool(args.material) != (args.suite == "real"):
@@ -342,7 +347,7 @@ def run_eval(args) -> None:
         real.run(args.material, args.model, args.clips, args.json, frames=args.frames or 45, strips=args.strips,
                  device=args.device)
     elif args.suite == "hands":
-        hands.run(args.model, args.clips or 8, long=args.frames, strips=args.strips, **some, **both)
+        hands.run(args.model, args.clips or 8, long=args.frames, strips=args.strips, whole=args.whole, **some, **both)
     elif args.suite == "ablations":
         ablations.run(args.model, args.clips or 4, long=args.frames, charts=args.charts, **some, **both)
     elif args.suite == "text":

@@ -154,6 +154,7 @@ class StreamConfig:
     budget: int = 0             # latent frames attended to at once, sinks and the chunk itself included; 0: count chunks
     places: str = "held"        # frames stand where they are "held" (sink, window, now), or in the video ("absolute")
     levels: tuple[float, ...] = ()      # the noise levels themselves, in place of steps and time_shift
+    clean: bool = True          # a chunk is remembered as a pass at t = 0 sees it; else as its last denoising pass did
     whole_t: bool = False       # the transformer is told t in whole thousandths, as WanTrack's was
     silence: str = "zero"       # no tracks: a "zero" map, or that of "hidden" ones (heads with biases tell them apart)
 
@@ -239,8 +240,8 @@ PRESETS: dict[str, Preset] = {p.name: p for p in (
         TrackConfig(channels=32, hidden=64, splat="bilinear", carry=12),
         VAEConfig(latent_channels=12, encoder_width=32, decoder_widths=(96, 64, 32, 32), blocks=(0, 0, 2),
                   encoder_blocks=0, spaces=(2, 2, 1), pixel_shuffle=2),
-        TextConfig(length=24), StreamConfig(time_shift=3.0), text_scale=.5, motion_scale=.5,     # sum 1: no guidance
-        sample_steps=12),
+        TextConfig(length=24), StreamConfig(time_shift=3.0, clean=False),
+        text_scale=.5, motion_scale=.5, sample_steps=12),                                   # sum 1: no guidance
     Preset(
         "toy", Geometry(32, 32, fps=24),       # seconds to train, for tests and for "by hand" cells
         DiTConfig(latent_channels=4, motion_channels=16, image_channels=4, dim=48, ffn_dim=96, heads=2, layers=2,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,27 @@ from .config import DiTConfig
 KV = tuple[Tensor, Tensor]          # keys (before RoPE) and values, [B, L, heads, D]
 Grid = tuple[int, int, int]         # latent frames, token rows, token columns
 Places = tuple[int, ...] | None     # of the frames of past and chunk in time; None: 0, 1, 2, ...
+
+
+class Placed(NamedTuple):
+    """A pair whose keys already stand in their places: so a chunk turns its past once, not in every pass."""
+    keys: Tensor
+    values: Tensor
+
+
+def frames_held(past: KV | Placed, h: int, w: int) -> int:
+    """Latent frames of h x w tokens in the past."""
+    if past[0].shape[1] % (h * w):
+        raise ValueError(f"the past holds {past[0].shape[1]} tokens, which is no whole number of frames of {h * w} tokens: "
+                         "remember and continue at one size")
+    return past[0].shape[1] // (h * w)
+
+
+def placed(past: KV | Placed, h: int, w: int, places: Places = None) -> Placed:
+    if isinstance(past, Placed):
+        return past
+    held = frames_held(past, h, w)
+    return Placed(rope(past[0], (held, h, w), start=0 if places is None else places[:held]), past[1])
 
 
 class RMSNorm(nn.RMSNorm):
@@ -58,12 +80,13 @@ class SelfAttention(Attention):
         f, h, w = grid
         q, own = self.query(x), self.keys(x)
         k, v = own
-        held = 0                                                                    # latent frames in the past
+        held = frames_held(past, h, w) if past is not None else 0
+        here = held if places is None else places[held:]
+        q, k = rope(q, grid, start=here), rope(k, grid, start=here)
         if past is not None:
-            held = past[0].shape[1] // (h * w)
-            k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
-        of_q, of_k = (held, 0) if places is None else (places[held:], places)
-        return self.o(attend(rope(q, grid, start=of_q), rope(k, (held + f, h, w), start=of_k), v, mask)), own
+            past = placed(past, h, w, places)
+            k, v = torch.cat([past.keys, k], dim=1), torch.cat([past.values, v], dim=1)
+        return self.o(attend(q, k, v, mask)), own
 
 
 class CrossAttention(Attention):
@@ -188,7 +211,7 @@ class DiT(nn.Module):
 
     def forward(self, latents: Tensor, t: Tensor, text: Tensor | list, motion: Tensor | None = None,
                 image: Tensor | None = None, *, mask: Tensor | None = None, past: list[KV] | None = None,
-                clip: Tensor | None = None, places: Places = None) -> Tensor:
+                clip: Tensor | None = None, places: Places = None, keys: list[KV] | None = None) -> Tensor:
         """Velocity (noise - data) of `latents` at noise level `t`.
 
         latents [B, F, C, h, w]; t [B, F] in [0, 1], 1 is pure noise; text [B, L, text_dim], or what `read` made of it;
@@ -196,9 +219,12 @@ class DiT(nn.Module):
         the config's image_frames says (with mask channels they come first; of fewer frames than F the rest is zeros, or,
         for "grey", the last again); None: zeros.
         mask [F * S, F * S] bool or None (see everything); past: `ChunkCache.past()` or None (start of the video).
-        places: of the frames of past and latents in time, if not 0, 1, 2, ...
+        places: of the frames of past and latents in time, if not 0, 1, 2, ... keys: a list that takes this pass' own keys
+        and values, as `remember` gives them of a clean one.
         """
-        x, time, grid, _ = self.trunk(latents, t, text, motion, image, mask, past, clip, places)
+        x, time, grid, kvs = self.trunk(latents, t, text, motion, image, mask, past, clip, places)
+        if keys is not None:
+            keys += kvs
         velocity = self.cells(self.head(x, time), grid).type_as(latents)
         if self.config.pull >= 0:
             gates = self.cells(self.gate(self.head.read(x, time)), grid)
@@ -233,6 +259,11 @@ class DiT(nn.Module):
         t = t[:, :, None, None, None].to(latents)
         return velocity - (1 / t).clamp(max=2) * gate * (known - latents + t * velocity)
 
+    def placed(self, past: list[KV], size: tuple[int, int], places: Places = None) -> list[Placed]:
+        """The past of chunks whose latents are of this (h, w), for several passes: its keys are turned once, here."""
+        (h, w), (_, ph, pw) = size, self.config.patch
+        return [placed(pair, h // ph, w // pw, places) for pair in past]
+
     def remember(self, latents: Tensor, text: Tensor | list, motion: Tensor | None = None, image: Tensor | None = None, *,
                  past: list[KV] | None = None, clip: Tensor | None = None, places: Places = None) -> list[KV]:
         """Keys and values of a clean chunk (t = 0), one pair per layer, for `ChunkCache.push`."""
@@ -255,9 +286,6 @@ class DiT(nn.Module):
             latents = torch.cat([image[:, :1].to(latents).expand_as(latents[:, :1]), latents[:, 1:]], dim=1)
             t, image = torch.cat([torch.zeros_like(t[:, :1]), t[:, 1:]], dim=1), None
         x, grid = self.tokens(latents, motion, image, past)
-        if past and past[0][0].shape[1] % (grid[1] * grid[2]):
-            raise ValueError(f"the past holds {past[0][0].shape[1]} tokens, which is no whole number of frames of "
-                             f"{grid[1] * grid[2]} tokens: remember and continue at one size")
         context = self.read(text, clip) if isinstance(text, Tensor) else text
         with torch.autocast(x.device.type, enabled=False):                          # float32 where the weights are
             time = self.time_embedding(sinusoid(1000 * t, self.config.freq_dim).to(self.time_embedding[0].weight.dtype))

@@ -20,7 +20,7 @@ from .kit import assets, best_device, best_dtype
 from .weights import cached
 
 EXTRAS = {          # extra -> what must be importable for it, and what it is for
-    "demo": (("gradio", "websockets", "av"), "the live canvas, mp4 files"),
+    "demo": (("gradio", "websockets", "av", "cv2"), "the live canvas, mp4 files"),
     "notebook": (("anywidget", "ipywidgets", "jupyterlab", "matplotlib"), "the notebooks"),
     "wan": (("diffusers", "transformers", "accelerate"), "Wan-size models"),
     "metrics": (("torchmetrics", "cv2", "scipy"), "evaluation, the flow tracker"),

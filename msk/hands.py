@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from . import trackers
+from . import grip, trackers
 from .evaluate import Row, epe, header, held_out, keep, save_strip
 from .generate import by_stream
 from .kit import Kit, load
@@ -258,12 +258,13 @@ def spans(kit: Kit, frames: int) -> list[tuple[int, int]]:
 # --- the suite ----------------------------------------------------------------------------------------------------
 
 def run(model: str | Kit = "tiny", clips: int = 8, json_path=None, *, cases: tuple[str, ...] = tuple(CASES),
-        long: int | None = None, frames: int = 45, seed: int = HELD_OUT, level: str = "calm", strips=None, device=None,
-        quiet: bool = False) -> dict:
+        long: int | None = None, frames: int = 45, seed: int = HELD_OUT, level: str = "calm", whole: bool = False,
+        strips=None, device=None, quiet: bool = False) -> dict:
     """Play every case on `clips` held-out scenes and print the table; an interrupt keeps what was measured.
 
     long: pixel frames of the case of that name, by default ten chunks; frames: of all others. strips: a folder for one film
-    strip a case, the truth above, what was made below, with the points as the hand drew them.
+    strip a case, the truth above, what was made below, with the points as the hand drew them. whole: the hand takes hold of
+    whole things, and the rest is held still (msk.grip), as on the canvas.
     -> {"rows": {case: `Score.summary`}, ...}; written to json_path after each scene.
     """
     unknown = sorted(set(cases) - set(CASES))
@@ -275,14 +276,15 @@ def run(model: str | Kit = "tiny", clips: int = 8, json_path=None, *, cases: tup
     lengths = {name: long if name == "long" else frames for name in cases}
     world, max_id = World(kit.geometry, level), kit.preset.tracks.max_id
     scores = {name: Score(kit.geometry.width, spans(kit, length)) for name, length in lengths.items()}
-    report = header("hands", kit, level=level, clips=clips, rows={name: score.summary() for name, score in scores.items()})
+    report = header("hands", kit, level=level, clips=clips, whole=whole,
+                    rows={name: score.summary() for name, score in scores.items()})
 
     def rounds(bar):
         scenes = {name: takes(world, name, seed, clips, length, max_id) for name, length in lengths.items()}
         for _ in range(clips):                                              # scene by scene, so that all cases get on alike
             for name, score in scores.items():
                 shot = next(scenes[name])
-                made = play(kit, shot)
+                made = play(kit, held(kit, shot) if whole else shot)
                 score.add(made, shot)
                 if strips and len(score.seeds) == 1:
                     save_strip(film(made, shot, f"{name}: {CASES[name].says}"), strips, name)
@@ -291,6 +293,12 @@ def run(model: str | Kit = "tiny", clips: int = 8, json_path=None, *, cases: tup
                 yield
 
     return keep(report, rounds, clips * len(scores), json_path, table, quiet)
+
+
+def held(kit: Kit, shot: Take) -> Take:
+    """The take with what the hand takes hold of, and all that stays, told too."""
+    told = grip.whole(shot.told, shot.truth[0, 0], kit.geometry.stride, kit.preset.tracks.max_id, seed=shot.seed)
+    return replace(shot, told=told)
 
 
 def play(kit: Kit, shot: Take) -> Tensor:
@@ -313,6 +321,7 @@ def table(report: dict) -> str:
     """The rows as people read them; all but PSNR are shares of the width."""
     lines = [f"{report['model']} under the hand ({report['level']}) at {report['width']}x{report['height']}, "
              f"{report['dtype']} on {report['device']}",
+             *["the hand takes hold of whole things, and the rest is held still"] * bool(report.get("whole")),
              "EPE / width: at the dragged points, there in a still image, on their whole thing, of the rest",
              f"{'':<10}{'EPE':>9}{'EPE/W':>9}{'still':>9}{'thing':>9}{'rest':>9}{'PSNR':>8}{'rest':>8}{'scenes':>8}"]
     number = lambda x, form="9.4f": f"{x:>{form}}" if x is not None else f"{'-':>{form.split('.')[0]}}"

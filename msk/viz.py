@@ -105,6 +105,32 @@ def draw_tracks(frames: Tensor, tracks: Tracks, trail: int = 12, radius: float =
     return (torch.stack(drawn).permute(0, 3, 1, 2).float() / 255).to(frames.device)
 
 
+def draw_errors(frames: Tensor, tracks: Tracks, found: Tensor, zoom: int = 1,
+                colours: Sequence[str] = COLOURS[:6]) -> Tensor:
+    """Frames with a ring where each visible point should be, a line to where it is found, and their mean length in pixels.
+
+    frames [T, 3, H, W] in [0, 1], found [1, T, N, 2] pixels -> the same shape, H and W times zoom.
+    """
+    should, is_at, visible, drawn = tracks.xy[0].cpu(), found[0].cpu(), tracks.visible[0].cpu(), []
+    if not should.shape == is_at.shape or len(should) != len(frames):
+        raise ValueError(f"tracks {list(should.shape)} and found places {list(is_at.shape)} came for {len(frames)} frames: "
+                         "give both as [T, N, 2] over these frames")
+    far = (is_at - should).norm(dim=-1)                                                             # [T, N]
+    for t, frame in enumerate(frames):
+        picture = image(frame)
+        picture = picture.resize((zoom * picture.width, zoom * picture.height), Image.NEAREST)
+        pen = ImageDraw.Draw(picture)
+        for n in visible[t].nonzero()[:, 0].tolist():
+            (x, y), to = (zoom * should[t, n]).tolist(), (zoom * is_at[t, n]).tolist()
+            colour, r = colours[n % len(colours)], 1.5 * zoom
+            pen.line([(x, y), tuple(to)], colour, max(1, zoom - 1))
+            pen.ellipse([x - r, y - r, x + r, y + r], None, colour)
+        if visible[t].any():
+            pen.text((3, 1), f"{far[t][visible[t]].mean():.1f}", PAPER, stroke_width=1, stroke_fill=INK)
+        drawn.append(torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(*picture.size[::-1], 3))
+    return (torch.stack(drawn).permute(0, 3, 1, 2).float() / 255).to(frames.device)
+
+
 def motion_colours(motion: Tensor) -> Tensor:
     """A motion map as colour: [F, Cm, h, w] -> [F, 3, h, w] in [0, 1].
 

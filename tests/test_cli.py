@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,6 +101,53 @@ def test_tracks_are_described_drawn_and_converted(toy, tmp_path, capsys):
     assert torch.allclose(msk.Tracks.load(tmp_path / "t.json").xy, msk.Tracks.load(toy.tracks).xy, atol=1e-3)
     before, after = np.asarray(Image.open(toy.picture)), np.asarray(Image.open(tmp_path / "t.png"))
     assert (before != after).any() and before.shape == after.shape
+
+
+@pytest.fixture
+def played(kit, tmp_path):
+    """A session that was played with a saved kit, as the canvas keeps it: (its file, the kit's folder, the frames shown)."""
+    from msk.live.session import Session
+    from msk.live.widget import knowing
+    folder = kit.save(tmp_path / "kit")
+    model, shown = msk.load(folder), []
+    session = Session(lambda prompt, image, seed: msk.Stream(model, prompt, image, seed=seed), model.geometry,
+                      name=model.name, folder=tmp_path / "takes", **knowing(model))
+    session.on_frame = lambda frame: frame.still or shown.append(frame.picture)
+    try:
+        session.open(Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)), "snow", 4)
+        session.add(1, 0.3, 0.5)
+        session.start()
+        end = time.monotonic() + 60
+        while len(shown) < 30:
+            assert time.monotonic() < end, "the session does not play"
+            time.sleep(0.01)
+        session.stop()
+    finally:
+        session.close()
+    return session.take.file(), folder, shown
+
+
+def test_replay_makes_a_kept_session_again_frame_for_frame(played, tmp_path, capsys):
+    file, kit, shown = played
+    assert run("replay", file, "--model", kit, "--out", tmp_path / "again") == 0
+    said = capsys.readouterr()
+    again, fps = video.read(tmp_path / "again")                 # png: nothing is lost
+    assert f"{len(shown)} frames" in said.out and "seed 4" in said.out and not said.err and fps == 24
+    assert np.array_equal(video.to_bytes(again), np.stack(shown))
+    assert video.read_metadata(tmp_path / "again")["prompt"] == "snow"
+
+
+def test_replay_says_when_the_weights_are_others_or_do_not_fit(played, tmp_path, capsys):
+    file, _, shown = played
+    other = msk.Kit.random("toy", seed=9).save(tmp_path / "other")
+    assert run("replay", file, "--model", other, "--out", tmp_path / "again.webp") == 0
+    said = capsys.readouterr()
+    assert "its video will differ" in said.err and len(video.read(tmp_path / "again.webp")[0]) == len(shown)
+    assert "no kit called 'toy'" in refused(capsys, "replay", file, "--out", tmp_path / "x.webp")       # it names its own
+    assert "use the model it names, toy" in refused(capsys, "replay", file, "--model", "tiny", "--out", tmp_path / "x.webp")
+    (tmp_path / "half.json").write_text(file.read_text()[:200])
+    assert "half.json" in refused(capsys, "replay", tmp_path / "half.json")
+    assert "nowhere.json" in refused(capsys, "replay", "nowhere.json") and not list(tmp_path.glob("x*"))
 
 
 def test_the_doctor_writes_json(tmp_path, capsys):

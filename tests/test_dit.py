@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import msk.dit
 from msk.attention import capture, chunk_mask
 from msk.cache import ChunkCache
 from msk.config import PRESETS
@@ -38,6 +39,20 @@ def test_streaming_gives_what_the_mask_gives(make_dit, clip, close):
     for sink, window, chunks in CASES:                  # up to the first eviction with sinks, any length without
         c = clip(2 * chunks)
         close(streamed(dit, *c, 2, sink, window), masked(dit, *c, 2, sink, window))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("places", [None, (0, 1, 5, 6, 7, 8)])
+def test_a_past_whose_keys_were_turned_once_says_the_same_to_the_last_bit(make_dit, clip, places, monkeypatch):
+    dit, (latents, text, motion, image) = make_dit(), clip(6)
+    t = torch.zeros(latents.shape[0], 2)
+    past = dit.remember(latents[:, :4], text, motion[:, :4], image[:, :4])
+    rest = latents[:, 4:], t, text, motion[:, 4:], image[:, 4:]
+    plain, turned = dit(*rest, past=past, places=places), dit.placed(past, latents.shape[-2:], places)
+    lengths, turn = [], msk.dit.rope
+    monkeypatch.setattr(msk.dit, "rope", lambda x, *args, **where: lengths.append(x.shape[1]) or turn(x, *args, **where))
+    assert torch.equal(dit(*rest, past=turned, places=places), plain)
+    assert max(lengths) < past[0][0].shape[1]                           # nothing as long as the past was turned again
 
 
 @torch.no_grad()

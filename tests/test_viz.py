@@ -48,6 +48,17 @@ def test_a_track_is_drawn_where_it_is_and_a_hidden_one_not_at_all():
     torch.testing.assert_close(hidden, frames, atol=1 / 255, rtol=0)
 
 
+def test_an_error_is_a_line_from_where_a_point_should_be_to_where_it_is_found():
+    tracks, found = Tracks.of(torch.tensor([[[20., 40.]], [[20., 40.]]])), torch.tensor([[[[20., 40.]], [[50., 40.]]]])
+    right, wrong = ((shown - 0.5).abs().sum(0) > 0.1 for shown in viz.draw_errors(grey(0.5, 2, 64), tracks, found))
+    assert not right[40, 25:].any() and wrong[40, 20:50].all() and not wrong[40, 55:].any()
+    assert wrong[:14].any()                                                     # and how long it is
+    hidden = viz.draw_errors(grey(0.5, 2, 64), tracks.hide(slice(None)), found)
+    torch.testing.assert_close(hidden, grey(0.5, 2, 64), atol=1 / 255, rtol=0)
+    with pytest.raises(ValueError, match="over these frames"):
+        viz.draw_errors(grey(0.5, 3, 64), tracks, found)
+
+
 def test_a_motion_map_is_white_where_nothing_is_drawn():
     preset = PRESETS["toy"]
     tracks = Tracks.of(torch.tensor([[[4.0, 4.0], [28.0, 28.0]]]).expand(5, -1, -1))

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ..grip import REST as CELLS
 from .points import MOVE
 
-CELLS = 6                           # the grid: so many columns and rows
 MOST = {"right": 2.0, "down": 2.0, "zoom": 2.0, "roll": 180.0, "orbit": 60.0, "dolly": 1.5}    # that may be waiting
 STEP = {"right": 0.02, "down": 0.02, "zoom": 0.04, "roll": 1.5, "orbit": 0.8, "dolly": 0.02}   # of a frame, at most
 SMOOTH = 0.2                        # share of what is asked for that one frame does
-REST = 12                           # frames for which the picture is held still after a move
+STAY = 12                           # frames for which the picture is held still after a move
 
 
 class Flight:
@@ -28,7 +28,7 @@ class Flight:
     def reset(self) -> None:
         self.asked = dict.fromkeys(MOVE, 0.0)
         self.points: list[list] = []            # [track id, place, depth, origin or None, mark id]
-        self._rest, self._moved = 0, False
+        self._rest, self.moved = 0, False
 
     def ask(self, move: dict[str, float]) -> dict[str, float]:
         """Add to what is to be done; what was taken of it, within bounds."""
@@ -38,30 +38,35 @@ class Flight:
             now = min(max(self.asked[part] + amount, -most), most)
             taken[part], self.asked[part] = now - self.asked[part], now
         if any(taken.values()):
-            self._rest = REST
+            self._rest = STAY
         return taken
 
     @property
     def flies(self) -> bool:
         return self._rest > 0
 
-    def frames(self, count: int, first: bool, near: Callable[[int, complex], bool]) -> list[tuple]:
-        """(track id, mark id, places, seen, origin) of the grid over so many frames; [] while the camera says nothing.
+    def frames(self, count: int, first: bool, stays: bool = False) -> tuple[list[list[complex]], list[Callable | None]]:
+        """Where the grid's points are in so many frames, [frames][points]; and how each frame moves a place of some depth,
+        (place, depth) -> (place, depth), or None. first: the first frame is the picture itself.
 
-        near(frame, place): a point speaks there, so the camera does not. first: the first frame is the picture itself.
+        The grid is empty while the camera says nothing, unless the picture is to stay where it is.
         """
-        if not self.flies:
+        if not (self.flies or stays):
             self.points.clear()
-            return []
-        self._fill()
-        places, seen = [[] for _ in self.points], [[] for _ in self.points]
+        else:
+            self._fill()
+        places, moves = [], []
         for i in range(count):
-            if not (first and i == 0):
-                self._step()
-            for n, point in enumerate(self.points):
-                places[n].append(point[1])
-                seen[n].append(self._inside(point[1]) and not near(i, point[1]))
-        return [(p[0], p[4], places[n], seen[n], p[3]) for n, p in enumerate(self.points)]
+            move = self._step() if self.flies and not (first and i == 0) else None
+            for point in self.points if move is not None else ():
+                point[1], point[2] = move(point[1], point[2])
+            places.append([point[1] for point in self.points])
+            moves.append(move)
+        return places, moves
+
+    def depth(self, place: complex) -> float:
+        """A guess: what is low is near."""
+        return 1.6 - 0.9 * min(max(place.imag / self.height, 0.0), 1.0)
 
     def _inside(self, place: complex) -> bool:
         return 0 <= place.real < self.width and 0 <= place.imag < self.height
@@ -76,14 +81,13 @@ class Flight:
             if k not in by_cell:
                 row, column = divmod(k, CELLS)
                 place = complex((column + 0.5) * self.width / CELLS, (row + 0.5) * self.height / CELLS)
-                depth = 1.6 - 0.9 * place.imag / self.height
-                by_cell[k] = [self.name(), place, depth, None if self._moved else place, k]
+                by_cell[k] = [self.name(), place, self.depth(place), None if self.moved else place, k]
         self.points = [by_cell[k] for k in sorted(by_cell)]
         for k, point in enumerate(self.points):
             point[4] = k
 
-    def _step(self) -> None:
-        """One frame's part of what is asked for, done to every point."""
+    def _step(self) -> Callable | None:
+        """One frame's part of what is asked for, as a move of places; None: there is nothing left to do."""
         move = {}
         for part, left in self.asked.items():
             step = min(max(SMOOTH * left, -STEP[part]), STEP[part])
@@ -92,15 +96,17 @@ class Flight:
             move[part], self.asked[part] = step, left - step
         if not any(move.values()):
             self._rest -= 1
-            return
-        self._rest, self._moved = REST, True
+            return None
+        self._rest, self.moved = STAY, True
         centre, focal = complex(self.width / 2, self.height / 2), float(self.width)
         a, turn = math.radians(move["orbit"]), 2.0 ** move["zoom"] * complex(math.cos(math.radians(move["roll"])),
                                                                             math.sin(math.radians(move["roll"])))
         shift = complex(move["right"], move["down"]) * self.width
-        for point in self.points:
-            place, z = point[1] - centre, point[2]
-            x, y = place.real / focal * z, place.imag / focal * z
+
+        def go(place: complex, z: float) -> tuple[complex, float]:
+            x, y = ((place - centre) / focal * z).real, ((place - centre) / focal * z).imag
             x, z = math.cos(a) * x + math.sin(a) * (z - 1), 1 - math.sin(a) * x + math.cos(a) * (z - 1) - move["dolly"]
             z = max(z, 0.05)
-            point[1], point[2] = centre + turn * complex(x / z, y / z) * focal - shift, z
+            return centre + turn * complex(x / z, y / z) * focal - shift, z
+
+        return go

@@ -15,6 +15,8 @@ Up, text (JSON, at most 16 KiB), one object with a `type`:
     pin      ids, on                                     they stay where they are, or live again
     remove   ids
     camera   right, down, zoom, roll, orbit, dolly       fly on by so much (see flight.py)
+    grip     on                                          points take hold of the whole thing under them, or of a spot
+    rest     on                                          all that no hand moves stays, or is free
     look     on                                          send `map`: what the model is told, chunk by chunk
     export   what (one of EXPORTS), mark                 answered by `file`; mark: say on the picture that it is generated
     recall   take                                        is it kept? answered by `kept`, or not at all
@@ -26,9 +28,10 @@ Up, binary, little endian (at most 64 KiB):
     pointer  u8 1, u8 n, then n of  f64 t, u16 id, f32 x, f32 y          at most 64 samples
     ack      u8 2, u32 seq                                               this frame has come
 
-Down, text: `hello` (session, geometry, fps, limits), `state` (state, points, prompt, seed, undo, redo, take), `queue`
-(place), `error` (message: one sentence for a person), `note` (the same, not an error), `file` (url, name), `kept` (take,
-prompt, frames, points), `chunk` (what it took, what is remembered, how the link is), `map` (a picture), `pong`.
+Down, text: `hello` (session, geometry, fps, limits), `state` (state, points, prompt, seed, undo, redo, grip, rest, take,
+and things: outlines of what points hold), `queue` (place), `error` (message: one sentence for a person), `note` (the same,
+not an error), `file` (url, name), `kept` (take, prompt, frames, points), `chunk` (what it took, what is remembered, how the
+link is), `map` (a picture), `pong`.
 
 Down, binary, little endian: one frame
 
@@ -175,6 +178,7 @@ _FIELDS = {
     "remove": {"ids": _ids},
     "camera": {part: (lambda n, v: _number(n, v, -360, 360)) for part in MOVE},
     "look": {"on": _yes_or_no},
+    "grip": {"on": _yes_or_no}, "rest": {"on": _yes_or_no},
     "export": {"what": _one_of(*EXPORTS), "mark": _yes_or_no},
     "recall": {"take": lambda n, v: _words(n, v, 64)},
     "load": {"take": lambda n, v: _words(n, v, 64)},

@@ -306,9 +306,20 @@ def check_session(session: dict, name: str = "the file") -> dict:
             fine = (0 < count <= 1000 and len(ids) <= 4096 and len(chunk["xy"]) == (count if ids else 0)
                     and all(len(row) == len(ids) for row in chunk["xy"]) and len(chunk["origin"]) == len(ids)
                     and len(chunk["who"]) == len(ids) and len(chunk.get("seen", chunk["xy"])) == len(chunk["xy"])
+                    and all(_fits(group, count) for group in chunk.get("held", []))
                     and isinstance(chunk.get("say", ""), str) and isinstance(chunk.get("points", []), list))
         except (KeyError, TypeError, ValueError):
             fine = False
         if not fine:
             raise ValueError(f"{name}: chunk {k} does not hold together: it is damaged")
     return session
+
+
+def _fits(group: dict, frames: int) -> bool:
+    """Does a group of points (hold.py) hold together?"""
+    ids, way = group["ids"], group.get("way", [])
+    return (len(ids) <= 4096 and len(group["origin"]) == len(ids) == len(group.get("at", ids))
+            and all(len(place) == 2 for place in group.get("at", [])) and len(way) in (0, frames)
+            and all(len(turn) == 4 for turn in way)
+            and all(0 <= int(n) < len(ids) and all(0 <= i < frames for i in when)
+                    for n, when in group.get("unseen", {}).items()))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..picture import read_picture
 from ..tracks import Tracks
+from .hold import told
 
 
 def fingerprint(kit) -> str:
@@ -43,13 +44,16 @@ def packed(image: Image.Image) -> str:
 
 def tracks_of(chunk: dict) -> Tracks | None:
     """What the model was asked for in one chunk of a session; None: nothing."""
-    if not chunk["ids"]:
+    if not (chunk["ids"] or chunk.get("held")):
         return None
-    xy = torch.tensor(chunk["xy"], dtype=torch.float32)[None]                                            # [1, T, N, 2]
-    seen = chunk.get("seen") or [[1] * len(chunk["ids"])] * len(chunk["xy"])
-    origin = [o if o is not None else (torch.nan, torch.nan) for o in chunk["origin"]]
-    return Tracks(xy, torch.tensor(seen, dtype=torch.bool)[None], torch.tensor([chunk["ids"]]),
-                  torch.tensor(origin, dtype=torch.float32)[None])
+    count = len(chunk["xy"]) or chunk["frames"]
+    xy = torch.tensor(chunk["xy"], dtype=torch.float32).reshape(count, -1, 2)                               # [T, N, 2]
+    seen = torch.tensor(chunk.get("seen") or [[1] * len(chunk["ids"])] * count, dtype=torch.bool).reshape(count, -1)
+    origin = torch.tensor([o if o is not None else (torch.nan, torch.nan) for o in chunk["origin"]], dtype=torch.float32)
+    own = xy, seen, torch.tensor(chunk["ids"], dtype=torch.long), origin.reshape(-1, 2)
+    sets = own, told(chunk.get("held", []), count)
+    xy, seen, ids, origin = (torch.cat(both, dim=k)[None] for both, k in zip(zip(*sets), (1, 1, 0, 0)))
+    return Tracks(xy, seen, ids, origin)
 
 
 def replay(kit, session: dict) -> Iterator[Tensor]:
@@ -79,18 +83,22 @@ def replay(kit, session: dict) -> Iterator[Tensor]:
         yield made
 
 
+def ids_of(chunk: dict) -> list[int]:
+    return chunk["ids"] + [i for group in chunk.get("held", []) for i in group["ids"]]
+
+
 def whole(session: dict) -> Tracks:
     """All that was asked in a session as one set of tracks; what was not asked in a frame is hidden there."""
     chunks, columns = session["chunks"], {}
     for chunk in chunks:
-        for i in chunk["ids"]:
+        for i in ids_of(chunk):
             columns.setdefault(i, len(columns))
     total = sum(chunk["frames"] for chunk in chunks)
     xy, visible, at = torch.zeros(1, total, len(columns), 2), torch.zeros(1, total, len(columns), dtype=torch.bool), 0
     for chunk in chunks:
         now, asked = slice(at, at + chunk["frames"]), tracks_of(chunk)
         if asked is not None:
-            place = [columns[i] for i in chunk["ids"]]
+            place = [columns[i] for i in ids_of(chunk)]
             xy[:, now, place], visible[:, now, place] = asked.xy, asked.visible
         at = now.stop
     return Tracks(xy, visible, torch.tensor([list(columns)], dtype=torch.long).reshape(1, -1))

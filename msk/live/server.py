@@ -1,11 +1,12 @@
-"""The stage's WebSocket: who may come in, who plays, and no more frames in flight than the link can carry.
+"""The stage's lines: who may come in, who plays, and no more frames in flight than the link can carry.
 
     lobby = Lobby(lambda: Session(...), pictures)
     demo.launch(app_kwargs={"routes": lobby.routes()})
 
-One model, one player: the first page plays, the others wait and are told their place. A page proves that it was served
-by us with a token (the WebSocket's subprotocol), and its Origin must be the host it asks; a custom route would otherwise
-answer any page and pass by any login.
+One model, one player: the first page plays, the others wait and are told their place. A page's line is a WebSocket or,
+where none gets through, a long answer and posts (post.py). It proves that it was served by us with a token (the WebSocket's
+subprotocol, a header of posts), and its Origin must be the host it asks; a custom route would otherwise answer any page and
+pass by any login.
 """
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from .export import export
+from .post import MAX_POST, MAX_WAITING, PostLine, unwrap
 from .protocol import MAX_BINARY, MAX_NODES, MAX_POINTS, MAX_TEXT, VERSION, ProtocolError, is_ack, read, write_frame
 from .record import parse_session, recover
 from .session import Frame, Session
@@ -153,16 +155,31 @@ def greeting(session: Session, id: str) -> dict:
     g = session.geometry
     return {"type": "hello", "version": VERSION, "session": id, "model": session.name, "width": g.width, "height": g.height,
             "fps": session.fps, "max_points": MAX_POINTS, "max_nodes": MAX_NODES, "max_step": session.follow.max_step,
-            "map": session.eye is not None, "keeps": session.folder is not None}
+            "map": session.eye is not None, "grips": session.hold.cut is not None, "keeps": session.folder is not None}
+
+
+def same(secret: str, guess: str) -> bool:
+    """Whether a guess, which is not empty, is right; how long the answer takes tells nothing."""
+    return bool(guess) and secrets.compare_digest(secret.encode(), guess.encode())
+
+
+async def body_of(request, most: int) -> bytes | None:
+    """What a request brings; None as soon as it is more than `most` bytes."""
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > most:
+            return None
+    return bytes(data)
 
 
 class Visitor:
     """One page on the line. Its outbox is bounded: of frames only the latest second is kept."""
 
-    def __init__(self, socket, loop):
-        self.socket, self.loop = socket, loop
+    def __init__(self, socket, loop, resume: str = ""):
+        self.socket, self.loop = socket, loop           # a WebSocket, or a PostLine
         self.session: Session | None = None
-        self.id, self.resume = "", ""
+        self.id, self.resume = "", resume[:64]
         self.link: Link | None = None
         self.words: deque[dict] = deque(maxlen=256)
         self.frames: deque[Frame] = deque(maxlen=32)
@@ -208,6 +225,8 @@ class Lobby:
         self._orphan: tuple[str, Session, bool] | None = None
         self._orphan_ends: asyncio.Task | None = None
         self._files: OrderedDict[str, Path] = OrderedDict()
+        self._lines: dict[str, PostLine] = {}
+        self._held: set[asyncio.Task] = set()           # those who came by post; the loop alone would forget them
         if folder is not None:
             for kept in recover(folder):
                 log.warning("a take that was cut off is whole again: %s", kept)
@@ -216,7 +235,8 @@ class Lobby:
 
     def routes(self) -> list:
         from starlette.routing import Route, WebSocketRoute
-        return [WebSocketRoute("/msk/ws", self.meet), Route("/msk/file/{key}", self.give_file),
+        return [WebSocketRoute("/msk/ws", self.meet), Route("/msk/stream", self.stream, methods=["POST"]),
+                Route("/msk/in/{key}", self.take_post, methods=["POST"]), Route("/msk/file/{key}", self.give_file),
                 Route("/msk/session/{id}", self.take_session, methods=["POST"])]
 
     # -- the door ----------------------------------------------------------------------------------------------------
@@ -241,15 +261,71 @@ class Lobby:
         return why or (None if PROTOCOL in offered else f"the page does not speak {PROTOCOL}: reload it")
 
     async def meet(self, socket) -> None:
-        """One page, from knocking to leaving. Nothing it sends ends the server."""
-        from starlette.websockets import WebSocketDisconnect
+        """A page that comes by WebSocket."""
         why = self.refusal(socket)
         if why is not None:
             log.warning("refused a page: %s", why)
             return await socket.close(code=1008, reason=why[:120])
         await socket.accept(subprotocol=PROTOCOL)
-        visitor = Visitor(socket, asyncio.get_running_loop())
-        visitor.resume = socket.query_params.get("resume", "")[:64]
+        await self.attend(socket, socket.query_params.get("resume", ""))
+
+    async def stream(self, request):
+        """A page that no WebSocket reaches: words and frames go down as one long answer, its own come to `take_post`."""
+        from starlette.responses import StreamingResponse
+        refused = self._turn_away(request)
+        if refused is not None:
+            return refused
+        line = PostLine()
+        self._lines[line.key] = line
+
+        async def attend():
+            try:
+                await self.attend(line, request.query_params.get("resume", ""))
+            finally:
+                del self._lines[line.key]
+                line.end(1000)
+
+        task = asyncio.create_task(attend())
+        self._held.add(task)
+        task.add_done_callback(self._held.discard)
+        return StreamingResponse(line.down(), media_type="application/octet-stream", headers={
+            "x-msk-line": line.key, "cache-control": "no-store, no-transform", "x-accel-buffering": "no"})
+
+    async def take_post(self, request):
+        """What a page has to say that came by post; nothing at all is a good-bye."""
+        from starlette.responses import PlainTextResponse
+        refused = self._turn_away(request)
+        if refused is not None:
+            return refused
+        line = self._lines.get(request.path_params["key"])
+        if line is None:
+            return PlainTextResponse("this line has ended: begin another", status_code=404)
+        data = await body_of(request, MAX_POST)
+        if data is None:
+            return PlainTextResponse(f"a post has at most {MAX_POST >> 10} KiB", status_code=413)
+        try:
+            messages = unwrap(data)
+        except ProtocolError as error:
+            return PlainTextResponse(str(error), status_code=400)
+        if not messages:
+            line.end(1000)
+        elif not line.hear(messages):
+            return PlainTextResponse(f"more than {MAX_WAITING} messages wait to be heard: send them later", status_code=429)
+        return PlainTextResponse("", status_code=204)
+
+    def _turn_away(self, request):
+        """The answer to what does not come from a page of ours; None: it does."""
+        from starlette.responses import PlainTextResponse
+        why = self.stranger(request.headers, request.headers.get("x-msk-token", ""))
+        if why is None:
+            return None
+        log.warning("refused a page: %s", why)
+        return PlainTextResponse(why, status_code=403)
+
+    async def attend(self, socket, resume: str) -> None:
+        """One page, from its first word to its leaving. Nothing it sends ends the server."""
+        from starlette.websockets import WebSocketDisconnect
+        visitor = Visitor(socket, asyncio.get_running_loop(), resume)
         sending = asyncio.create_task(visitor.send_all())
         clean = False
         try:
@@ -331,19 +407,16 @@ class Lobby:
     async def take_session(self, request):
         """A session file that the player brings: it is opened on the stage."""
         from starlette.responses import PlainTextResponse
-        why = self.stranger(request.headers, request.headers.get("x-msk-token", ""))
-        player = self.player
-        if why is None and (player is None or not secrets.compare_digest(player.id, request.path_params["id"])):
-            why = "only who plays may open a session"
-        if why is not None:
-            return PlainTextResponse(why, status_code=403)
-        data = bytearray()
-        async for piece in request.stream():
-            data += piece
-            if len(data) > MAX_UPLOAD:
-                return PlainTextResponse(f"a session file has at most {MAX_UPLOAD >> 20} MiB", status_code=413)
+        refused, player = self._turn_away(request), self.player
+        if refused is not None:
+            return refused
+        if player is None or not same(player.id, request.path_params["id"]):
+            return PlainTextResponse("only who plays may open a session", status_code=403)
+        data = await body_of(request, MAX_UPLOAD)
+        if data is None:
+            return PlainTextResponse(f"a session file has at most {MAX_UPLOAD >> 20} MiB", status_code=413)
         try:
-            session = await asyncio.to_thread(parse_session, bytes(data))
+            session = await asyncio.to_thread(parse_session, data)
             await asyncio.to_thread(player.session.load, session)
         except ValueError as error:
             return PlainTextResponse(str(error), status_code=400)
@@ -357,8 +430,15 @@ class Lobby:
                                                             "and the stage is yours as soon as they leave."}
 
     async def arrive(self, visitor: Visitor) -> None:
-        orphan = self._orphan
-        if orphan is not None and visitor.resume and secrets.compare_digest(orphan[0], visitor.resume):
+        orphan, before = self._orphan, self.player
+        if before is not None and before.session is not None and same(before.id, visitor.resume):
+            session, before.session = before.session, None      # it is back before its lost link was missed
+            played = session.state == "playing"
+            session.lose_link()
+            self._seat(visitor, session, before.id)
+            if played:
+                session.resume()
+        elif orphan is not None and same(orphan[0], visitor.resume):
             self._orphan = None
             self._orphan_ends.cancel()
             self._seat(visitor, orphan[1], orphan[0])
@@ -436,4 +516,6 @@ class Lobby:
         session = self.player.session if self.player else self._orphan[1] if self._orphan else None
         if session is not None:
             session.close()
+        for line in [line for line in self._lines.values() if not line.loop.is_closed()]:
+            line.loop.call_soon_threadsafe(line.end, 1001)          # a server waits for its long answers to end
         shutil.rmtree(self._folder, ignore_errors=True)

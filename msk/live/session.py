@@ -26,8 +26,8 @@ from PIL import Image
 
 from ..picture import fitted, read_picture
 from ..tracks import Tracks
-from .flight import Flight
 from .follow import Follow, Follower
+from .hold import Hold
 from .points import Deeds, Look, Point, Way
 from .protocol import MAX_NODES, MAX_POINTS, Mark, ProtocolError, Sample
 from .record import Take, check_session, find, read_session
@@ -38,7 +38,7 @@ NEAR = 0.15         # of the picture's width: so close to a point, a thing is ta
 MAX_ALL_NODES = 8 * MAX_NODES       # of all paths together
 MAX_HAND = 240      # pointer samples kept of each chunk
 PLAIN = ("start", "stop", "pause", "resume", "reset", "undo", "redo", "anchor")
-ASKED = ("add", "grid", "path", "grab", "release", "pin", "remove", "say", "camera", "look")
+ASKED = ("add", "grid", "path", "grab", "release", "pin", "remove", "say", "camera", "look", "grip", "rest")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Clock:
 class Session:
     def __init__(self, open_stream: Callable, geometry, *, name: str = "", revision: str = "", max_id: int = 16384,
                  folder: str | Path | None = None, follow: Follow | None = None, fps: float | None = None,
-                 eye: Callable | None = None, ahead: float = 0.12, idle_after: float = 900.0):
+                 eye: Callable | None = None, ahead: float = 0.12, idle_after: float = 900.0, cut: Callable | None = None,
+                 rest: bool = False):
         self.open_stream, self.geometry, self.name, self.revision = open_stream, geometry, name, revision
         self.max_id, self.eye = max_id, eye             # eye(tracks, start) -> [F, h, w, 3] uint8: what the model is told
         self.folder = Path(folder) if folder else None
@@ -79,7 +80,7 @@ class Session:
         self.prompt, self.seed = "", 0
         self.points: dict[int, Point] = {}
         self._left: deque[tuple[complex, complex]] = deque(maxlen=MAX_POINTS)   # place and origin of points that have gone
-        self.flight = Flight(geometry.width, geometry.height, self._new_track)
+        self.hold = Hold(geometry.width, geometry.height, self._new_track, geometry.stride, cut, rest)
         self.take: Take | None = None
         self._changed = threading.Condition(threading.RLock())
         self._deeds, self._held = Deeds(), {}           # looks of the points that are in a hand, from before
@@ -90,6 +91,7 @@ class Session:
         self._script: deque[dict] = deque()             # chunks of a kept session that are still to be played again
         self._hold_at: int | None = None                # after so many frames, pause
         self._last_points: list | None = None           # how that session ended
+        self._last_groups: list | None = None           # and what was held in the chunk of it that was played last
         self._told: str | None = None                   # what the stream's prompt is
         self._said = ""                                 # the same, as the take knows it
         self._before: Take | None = None                # the last take that has frames
@@ -219,12 +221,33 @@ class Session:
         """Fly on by so much; see flight.py for the units."""
         with self._changed:
             self._take_over()
-            taken, now = self.flight.ask(move), time.monotonic()
+            taken, now = self.hold.flight.ask(move), time.monotonic()
             last = self._deeds.last().get("camera") if now - self._flown < 1 else None      # one gesture, one deed
             flown = tuple((part, v + (dict(last[1])[part] if last else 0.0)) for part, v in taken.items())
             self._deeds.did({"camera": (tuple((part, -v) for part, v in flown), flown)}, instead=last is not None)
             self._flown = now
-            self._changed.notify_all()
+            if last is None:
+                self._tell()                            # there is one more deed to take back
+            else:
+                self._changed.notify_all()
+
+    def grip(self, on: bool = True) -> None:
+        """Do points take hold of the whole thing under them, or of their spot alone?"""
+        with self._changed:
+            if on and self.hold.cut is None:
+                raise ProtocolError('things can be taken hold of with OpenCV only: pip install "msk[demo]"')
+            self._take_over()
+            self.hold.grips = on
+            for point in self.points.values():
+                self._touch(point)
+            self._tell()
+
+    def rest(self, on: bool = True) -> None:
+        """Does all that no hand moves stay as it is, or is it free to do what the prompt says?"""
+        with self._changed:
+            self._take_over()
+            self.hold.rest = on
+            self._tell()
 
     def look(self, on: bool = True) -> None:
         """Send what the model is told, chunk by chunk."""
@@ -265,7 +288,7 @@ class Session:
             way, now = Way(tuple((s, self._place(x, y)) for s, x, y in nodes), loop, speed), self._now(t)
             if id in self.points:
                 point = self.points[id]
-                again = point.way is None or way.nodes != point.way.nodes
+                again = point.way is None or not way.goes_like(point.way)
                 point.kind, point.way, point.leaving = "path", way, False
                 point.played = 0.0 if again else point.played
                 if not self._runs:
@@ -282,6 +305,8 @@ class Session:
             for point in [self._point(id) for id in ids]:
                 self._held.setdefault(point.id, point.look())
                 point.leaving = False
+                if point.thing is not None:
+                    self.hold.raise_(point.thing)
                 if point.way is None:
                     point.follower.put(point.follower.target, now)
                     point.follower.held = True
@@ -348,7 +373,7 @@ class Session:
                 if what == "prompt":
                     self.prompt = wanted
                 elif what == "camera":
-                    self.flight.ask(dict(wanted))
+                    self.hold.flight.ask(dict(wanted))
                 else:
                     self._become(what, wanted)
             self._note_points()
@@ -413,6 +438,7 @@ class Session:
             undo, redo = self._deeds.counts
             return {"type": "state", "state": self.state, "prompt": self.prompt, "seed": self.seed, "undo": undo,
                     "redo": redo, "frames": self._index, "script": sum(c["frames"] for c in self._script),
+                    "grip": self.hold.grips, "rest": self.hold.rest, "things": self._outlines(),
                     "take": self.take.name if self.take is not None and self.take.begun else "",
                     "points": [self._as_json(p) for p in self.points.values()]}
 
@@ -482,7 +508,14 @@ class Session:
         if self._script:
             self._script.clear()
             self._last_points = self._hold_at = None
+            self._resume_hold()
             self._send({"type": "note", "message": "your hand takes over: the rest of the kept session is left out"})
+
+    def _resume_hold(self) -> None:
+        """Hold what the kept session held when it was left."""
+        if self._last_groups is not None:
+            self.hold.again(self._last_groups, self.points, np.asarray(self.image))
+            self._last_groups = None
 
     def _now(self, t: float | None) -> float:
         now = time.monotonic()
@@ -519,17 +552,21 @@ class Session:
 
     def _put_new(self, id: int, place: complex, kind: str, now: float) -> None:
         home, origin = (None, self._origin(place)) if self._runs else (place, place)
-        self.points[id] = Point(id, self._new_track(), kind, Follower(place, now, self.follow), home, origin)
+        point = self.points[id] = Point(id, self._new_track(), kind, Follower(place, now, self.follow), home, origin)
+        self._touch(point)
 
     def _new_track(self) -> int:
-        taken = {p.track_id for p in self.points.values()} | {p[0] for p in self.flight.points}
+        taken = {p.track_id for p in self.points.values()} | self.hold.ids
         return next(i for i in iter(lambda: self._random.randrange(self.max_id), None) if i not in taken)
 
     def _origin(self, place: complex) -> complex:
         """Where in the picture lies what is now seen at `place`: things move with the points on them, also with those that
         have gone; what no point is near to has not moved."""
-        known = ([(p.follower.at, p.origin) for p in self.points.values()] + list(self._left)
-                 + [(p[1], p[3]) for p in self.flight.points if p[3] is not None])
+        thing = self.hold.under(place)
+        if thing is not None:
+            return thing.origin(place)
+        known = ([(p.follower.at, p.origin) for p in self.points.values() if p.thing is None] + list(self._left)
+                 + [(p[1], p[3]) for p in self.hold.flight.points if p[3] is not None])
         nearest = min(known, key=lambda k: abs(k[0] - place), default=(place, place))
         if abs(nearest[0] - place) > NEAR * self.geometry.width:
             return place
@@ -537,19 +574,35 @@ class Session:
             self._left.remove(nearest)
         return place - (nearest[0] - nearest[1])
 
+    def _touch(self, point: Point) -> None:
+        """What is under the point may be known; else the engine will look, and a pin holds but its spot."""
+        thing = self.hold.under(point.follower.at) if self.hold.grips else None
+        point.thing, point.looked = None, point.kind == "pin"
+        if thing is not None:
+            self.hold.join(point, thing)
+
     def _settle_on_picture(self, point: Point) -> None:
         """Before the first frame a point is where it was put."""
         if self.state in ("opening", "ready", "empty"):
             place = point.target
+            moved = place != point.origin
             point.rest_at(place, time.monotonic())
             point.home = point.origin = place
+            if moved:
+                self._touch(point)
 
     def _drop(self, id: int) -> Point | None:
         point = self.points.pop(id, None)
         if point is not None:
             self._held.pop(id, None)
-            self._left.append((point.follower.at, point.origin))
+            if point.thing is None:
+                self._left.append((point.follower.at, point.origin))
         return point
+
+    def _outlines(self) -> list[list[list[float]]]:
+        """What the points have taken hold of, as it lies now."""
+        return [[[round(v, 4) for v in self._share(complex(z))] for z in thing.outline()] for thing in self.hold.things
+                if any(p.thing is thing for p in self.points.values())]
 
     def _marks(self) -> list[Mark]:
         return [Mark(p.id, p.kind, *self._share(p.follower.at)) for p in self.points.values()]
@@ -614,8 +667,8 @@ class Session:
         self._left.clear()
         self._held.clear()
         self._script.clear()
-        self.flight.reset()
-        self._anchor, self._hold_at, self._last_points = False, None, None
+        self.hold.reset(list(self.points.values()))
+        self._anchor, self._hold_at, self._last_points, self._last_groups = False, None, None, None
 
     def _end_take(self) -> None:
         """Whatever is on its way belongs to the past; the recording will be closed, its frames are kept."""
@@ -682,6 +735,8 @@ class Session:
             return "close"
         if self._want_open or self._want_reset:
             return "open_picture"
+        if self.hold.grips and not self._script and any(not p.looked for p in self.points.values()):
+            return "take_hold"
         if self.state == "playing" and self._hold_at is None:
             if time.monotonic() - self._touched > self.idle_after:
                 self._send({"type": "note", "message": "nobody has touched the stream for a while, so it rests: "
@@ -724,12 +779,28 @@ class Session:
                 self.state = "ready"
                 self._tell()
 
+    def _take_hold(self) -> None:
+        """Find what is under a new point."""
+        with self._changed:
+            point = next((p for p in self.points.values() if not p.looked), None)
+            if point is None:
+                return
+            picture, origin = self.image, point.origin
+            thing = self.hold.under(point.follower.at)          # another point's, found in the meantime
+        if thing is None and math.isfinite(abs(origin)):
+            thing = self.hold.find(np.asarray(picture), origin)
+        with self._changed:
+            if picture is self.image and self.points.get(point.id) is point and point.origin == origin and not point.looked:
+                if thing is not None and thing not in self.hold.things:         # it is where its point is
+                    thing.lead([origin], [point.follower.at])
+                self.hold.join(point, thing)
+                self._tell()
+
     def _ask(self, frames: int, first: bool, now: float) -> tuple[dict, list[list[Mark]]]:
         """What the model is asked for in the next frames, as the session file keeps it, and the marks for the page."""
         points, width = list(self.points.values()), self.geometry.width
         paths = [point.path(frames, width, now, self.fps, first) for point in points]
-        close = NEAR * width
-        flown = self.flight.frames(frames, first, lambda i, place: any(abs(path[i] - place) < close for path in paths))
+        flown, groups = self.hold.frames(frames, first, points, paths)
         asked = ([(p.track_id, p.id, p.kind, path, [True] * frames, p.origin) for p, path in zip(points, paths)]
                  + [(track, mark, "camera", path, seen, origin) for track, mark, path, seen, origin in flown])
         marks = [[Mark(id, kind, *self._share(path[i])) for _, id, kind, path, seen, _ in asked if seen[i]]
@@ -744,6 +815,8 @@ class Session:
                   "origin": [None if a[5] is None else _round(a[5]) for a in asked]}
         if not all(all(a[4]) for a in asked):
             record["seen"] = [[int(a[4][i]) for a in asked] for i in range(frames)]
+        if groups:
+            record["held"] = groups
         return record, marks
 
     def _ask_again(self, frames: int) -> tuple[dict, list[list[Mark]]] | None:
@@ -764,13 +837,15 @@ class Session:
         for point in self.points.values():
             if point.id in where:
                 point.follower.rest_at(where[point.id], time.monotonic())
+        self._last_groups = record.get("held", [])
         if not self._script:
             if self._last_points is not None:
                 self._take_points(self._last_points, running=True)
+            self._resume_hold()
             self._hold_at = self._index + frames
         self._anchor = bool(record.get("anchor"))
         self.prompt = record.get("say", self.prompt)
-        kept = {k: record[k] for k in ("ids", "who", "xy", "origin", "seen") if k in record}
+        kept = {k: record[k] for k in ("ids", "who", "xy", "origin", "seen", "held") if k in record}
         return kept, marks or [[] for _ in range(frames)]
 
     def _make_chunk(self) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from .. import grip
 from .export import MIME, export
 from .mirror import Eye
 from .protocol import ProtocolError, read
@@ -27,9 +28,27 @@ from .replay import fingerprint
 from .server import MAX_UPLOAD, Link, greeting, pack
 from .session import Session
 
-STAGE_JS = Path(__file__).with_name("stage.js")
+SCRIPTS = ("look.js", "ways.js", "ink.js", "flying.js", "stage.js")        # in this order they are one script
+STAGE_JS = "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SCRIPTS)
 RENDER = """
-export default { render({ model, el }) { const stage = mountStage(el, modelHost(model)); return () => stage.close(); } };
+export default { render({ model, el }) {
+  const made = (tag) => document.createElement(tag), stageAt = made("div"), row = made("label"), field = made("input");
+  row.style.cssText = `display: flex; align-items: center; gap: 8px; max-width: 640px; margin: 8px auto 0;
+    font: 13px system-ui, sans-serif`;
+  field.style.cssText = `flex: 1; min-width: 0; font: inherit; color: inherit; background: transparent; padding: 7px 10px;
+    border: 1px solid #8a94a6; border-radius: 9px`;
+  field.maxLength = 1000; field.title = "What no point can say; Enter applies it, from the next chunk on";
+  row.dataset.lmSuppressShortcuts = "true";                 // what is typed here is no shortcut of the notebook
+  row.append("Prompt", field);
+  el.append(stageAt, row);
+  stageAt.addEventListener("msk-prompt", ({ detail }) => { field.value = detail; });
+  const stage = mountStage(stageAt, modelHost(model));
+  field.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    if (event.key === "Enter") stage.follow(field.value);
+  });
+  return () => stage.close();
+} };
 """
 
 
@@ -99,10 +118,12 @@ class Pulled:
 
 
 def knowing(kit) -> dict:
-    """What a Session is told of a kit beside its name: which weights these are, how many ids, and how its maps look."""
+    """What a Session is told of a kit beside its name: which weights these are, how many ids, how its maps look, and what
+    its points take hold of. Only models that carry the picture are shown a rest that stays: others were not taught so."""
     if getattr(kit, "preset", None) is None:
         return {}
-    return {"revision": fingerprint(kit), "max_id": kit.preset.tracks.max_id, "eye": Eye(kit)}
+    return {"revision": fingerprint(kit), "max_id": kit.preset.tracks.max_id, "eye": Eye(kit),
+            "cut": grip.cut if grip.can_cut() else None, "rest": kit.preset.tracks.carry > 0}
 
 
 def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None, folder=None, **session_options):
@@ -120,7 +141,7 @@ def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None,
     session.open(image if image is not None else Image.new("RGB", size, (96, 96, 96)), prompt, seed)
 
     class _Stage(anywidget.AnyWidget):
-        _esm = STAGE_JS.read_text(encoding="utf-8") + RENDER
+        _esm = STAGE_JS + RENDER
 
         def __init__(self):
             super().__init__()

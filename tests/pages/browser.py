@@ -30,13 +30,15 @@ def open_browser():
 class Stage:
     """One page with the canvas on it, its complaints, and what a hand can do there."""
 
-    def __init__(self, browser, url, width=1200, height=900, **options):
+    def __init__(self, browser, url, width=1200, height=900, before=None, **options):
         self.complaints, self.strangers = [], []
         self.page = browser.new_page(viewport={"width": width, "height": height}, **options)
         self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
         self.page.on("request", lambda r: self.strangers.append(r.url)
                      if "://127.0.0.1" not in r.url and not r.url.startswith(("data:", "blob:")) else None)
+        if before is not None:
+            before(self.page)                       # what must be so when the page opens
         self.page.goto(url)
 
     def ask(self, expression, argument=None):
@@ -55,10 +57,10 @@ class Stage:
             raise AssertionError(f"waited {seconds} s for {expression}; the stage: {now}; {self.complaints}") from None
         return self
 
-    def rests_at(self, x, y):
+    def rests_at(self, x, y, seconds=60):
         """Wait until the first point has been at (x, y) for six frames: it may overrun the hand a little before."""
         return self.wait("stage.kept.slice(-6).every((f) => f.marks.length && "
-                         f"Math.hypot(f.marks[0].x - {x}, f.marks[0].y - {y}) < 0.005)")
+                         f"Math.hypot(f.marks[0].x - {x}, f.marks[0].y - {y}) < 0.005)", seconds)
 
     def state(self, name, seconds=60):
         return self.wait(f"stage.state === '{name}'", seconds)

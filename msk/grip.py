@@ -1,0 +1,220 @@
+"""What a hand takes hold of: the whole thing under its point, which then goes along, while the rest of the picture stays.
+
+A lone point says where one spot goes, and nothing of what belongs to it. So the thing is cut out of the picture by its
+colours (GrabCut), points are laid all over it, and they go where the hand's points on it go: one shifts it, two also turn
+and size it. Points all over the rest hold it where it is. The model is told of all of them alike: they are tracks. Motion
+Prompting (2412.02700) lays a square of tracks about the pointer, and MotionStream's demo has grids that pin the ground; both
+are placed by hand.
+
+Places are complex numbers x + iy, in pixels.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from .motion import draw_ids
+from .tracks import Tracks
+
+SPOT = 0.06          # of the shorter side: what is so near to a point is likely of the same thing,
+NEAR = 0.2           # and what is so near, hangs together with it,
+UNLIKE = 16          # and is so far (CIE Lab) from the ground, the median of
+AROUND = 0.48        # a window of so many shorter sides
+RIM = 0.03           # of the shorter side: the picture's rim is ground
+LOOKED_AT = 160      # pixels of the shorter side of what is looked at
+SHARE = 0.004, 0.3   # of the picture: what is larger is ground, and so is what is hardly more than the point
+HALO = 0.024         # of the shorter side: what is so near to a thing is neither the thing nor the rest
+MOST = 64            # points on one thing, or thereabouts
+REST = 8             # columns and rows of points that hold the rest
+SIZES = 0.5, 2.0     # a thing may be made smaller and larger by so much
+
+
+def can_cut() -> bool:
+    try:
+        import cv2  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def cut(picture: np.ndarray, place: complex) -> np.ndarray | None:
+    """The thing at `place` of a picture [H, W, 3] uint8, as a mask [H, W] bool; None where there is but ground.
+
+    Raises ImportError without OpenCV.
+    """
+    try:
+        import cv2
+    except ImportError:
+        raise ImportError('finding things in a picture needs OpenCV: pip install "msk[demo]"') from None
+    height, width = picture.shape[:2]
+    scale = min(1.0, LOOKED_AT / min(height, width))
+    small = cv2.resize(np.ascontiguousarray(picture), (max(1, round(width * scale)), max(1, round(height * scale))),
+                       interpolation=cv2.INTER_AREA)
+    h, w = small.shape[:2]
+    x, y = min(max(int(place.real * scale), 0), w - 1), min(max(int(place.imag * scale), 0), h - 1)
+    rows, columns = np.mgrid[:h, :w]
+    away, rim = np.hypot(columns - x, rows - y), np.minimum.reduce([columns, rows, w - 1 - columns, h - 1 - rows])
+    side, lab = min(h, w), lambda picture: cv2.cvtColor(picture, cv2.COLOR_RGB2LAB).astype(np.float32)
+    ground = cv2.medianBlur(small, 2 * round(AROUND * side / 2) + 1)
+    unlike = _around((np.linalg.norm(lab(small) - lab(ground), axis=-1) > UNLIKE) | (away < 2), x, y)
+    likely = np.full((h, w), cv2.GC_PR_BGD, np.uint8)
+    likely[(away < SPOT * side) | unlike & (away < NEAR * side)] = cv2.GC_PR_FGD
+    likely[(away > side / 2) | (rim < RIM * side) & (away > 2 * SPOT * side)] = cv2.GC_BGD
+    likely[away < 2] = cv2.GC_FGD
+    cv2.setRNGSeed(0)
+    cv2.grabCut(small, likely, None, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
+    mask = _around(np.isin(likely, (cv2.GC_FGD, cv2.GC_PR_FGD)), x, y)
+    mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    outside = cv2.connectedComponents(np.pad(1 - mask, 1, constant_values=1))[1]
+    mask = _around((outside != outside[0, 0])[1:-1, 1:-1], x, y)                            # its holes are of it
+    if not SHARE[0] < mask.mean() < SHARE[1]:
+        return None
+    return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+
+
+def _around(mask: np.ndarray, x: int, y: int) -> np.ndarray:
+    """Of a mask the part that hangs together with (x, y)."""
+    import cv2
+    parts = cv2.connectedComponents(mask.astype(np.uint8))[1]
+    return mask & (parts == parts[y, x])
+
+
+def spread(mask: np.ndarray, spacing: float) -> np.ndarray:
+    """Places [N] complex all over a mask [H, W], `spacing` apart in columns and rows."""
+    height, width = mask.shape
+    columns, rows = max(1, round(width / spacing)), max(1, round(height / spacing))
+    x, y = np.meshgrid((np.arange(columns) + 0.5) * width / columns, (np.arange(rows) + 0.5) * height / rows)
+    places = (x + 1j * y).ravel()
+    return places[_at(mask, places)]
+
+
+def _at(mask: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The mask's values at places [...] complex; False outside the picture."""
+    here = inside(places, mask.shape[::-1])
+    return here & mask[np.where(here, places.imag, 0).astype(int), np.where(here, places.real, 0).astype(int)]
+
+
+@dataclass(eq=False)
+class Thing:
+    """A part of the picture that moves as one: what lay at z in the picture is at turn * z + shift."""
+    mask: np.ndarray                    # [H, W] bool: where it lies in the picture
+    origins: np.ndarray                 # [N] complex: its points there
+    seed: complex = 0j                  # where it was taken hold of, in the picture
+    turn: complex = 1 + 0j
+    shift: complex = 0j
+    ids: list[int] = field(default_factory=list)        # of its points, for the model
+
+    @classmethod
+    def at(cls, picture: np.ndarray, place: complex, spacing: float, cut=cut) -> Thing | None:
+        """The thing at a place of the picture; None where there is but ground."""
+        mask = cut(picture, place)
+        if mask is None:
+            return None
+        origins = spread(mask, max(spacing, (mask.sum() / MOST) ** 0.5))
+        return cls(mask, origins if len(origins) else np.array([place]), place)
+
+    def __post_init__(self):
+        reach = max(1, round(HALO * min(self.mask.shape)))
+        wide = np.pad(self.mask, reach)
+        for axis in (0, 1):
+            wide = np.logical_or.reduce([np.roll(wide, k, axis) for k in range(-reach, reach + 1)])
+        self.wide = wide[reach:-reach, reach:-reach]        # with what is so near that it may be of it
+
+    def outline(self) -> np.ndarray:
+        """Corners [K] complex of its largest outline, where it is now."""
+        import cv2
+        found = cv2.findContours(self.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+        line = cv2.approxPolyDP(max(found, key=cv2.contourArea), 0.006 * min(self.mask.shape), True)[:, 0]
+        return self.turn * (line @ np.array([1, 1j]) + (0.5 + 0.5j)) + self.shift
+
+    def lead(self, origins, places) -> tuple[complex, complex]:
+        """Be where the hand's points on it want to be, as near as shift, turn and size allow: its turn and shift.
+
+        origins, places [K] complex. One point shifts it, and leaves its turn as it is.
+        """
+        origins, places = np.asarray(origins), np.asarray(places)
+        a, b = origins.mean(), places.mean()
+        apart = origins - a
+        weight = (np.abs(apart) ** 2).sum()
+        if len(origins) > 1 and weight > (0.02 * min(self.mask.shape)) ** 2:
+            turn = complex((apart.conj() * (places - b)).sum() / weight)
+            if abs(turn) > 1e-6:
+                self.turn = turn / abs(turn) * min(max(abs(turn), SIZES[0]), SIZES[1])
+        self.shift = complex(b - self.turn * a)
+        return self.turn, self.shift
+
+    def here(self, way: tuple[complex, complex] | None = None) -> np.ndarray:
+        """Where its points are, [N] complex."""
+        turn, shift = way or (self.turn, self.shift)
+        return turn * self.origins + shift
+
+    def origin(self, place: complex) -> complex:
+        """What of the picture is at this place, if the thing is there."""
+        return (place - self.shift) / self.turn
+
+    def covers(self, places: np.ndarray, way: tuple[complex, complex] | None = None, wide: bool = True) -> np.ndarray:
+        """Which of the places [...] complex it covers; wide: or nearly."""
+        turn, shift = way or (self.turn, self.shift)
+        return _at(self.wide if wide else self.mask, (places - shift) / turn)
+
+
+def inside(places: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which places [...] complex are in a picture of this (width, height)."""
+    return (places.real >= 0) & (places.imag >= 0) & (places.real < size[0]) & (places.imag < size[1])
+
+
+def speaking(things: list[Thing], ways: list[tuple], rest: np.ndarray, spots: list[complex], size: tuple[int, int]
+             ) -> list[np.ndarray]:
+    """In one frame, which points of each thing (nearest first), and last of the rest [M] complex, are to be seen.
+
+    Not those outside the picture, nor what lies under a nearer thing; and the rest keeps away from the hand's own spots.
+    """
+    speaks = []
+    for k, here in enumerate([*(thing.here(way) for thing, way in zip(things, ways)), rest]):
+        speaks.append(inside(here, size))
+        for thing, way in zip(things[:k], ways[:k]):
+            speaks[-1] &= ~thing.covers(here, way)
+    if len(spots):
+        speaks[-1] &= np.abs(rest[:, None] - np.array(spots)).min(axis=1) > max(size) / REST
+    return speaks
+
+
+def whole(tracks: Tracks, picture: torch.Tensor, stride: int, max_id: int = 16384, rest: bool = True, seed: int = 0
+          ) -> Tracks:
+    """A hand's few tracks, and with them those of the things they take hold of and, with `rest`, of all that stays.
+
+    tracks [1, T, N]; picture [3, H, W] in [0, 1], where they begin; stride: pixels to a latent cell. A track that moves
+    takes hold of what is under its origin, one that stays is a hinge of it; a thing that is let go stays where it was left.
+    """
+    picture = (picture * 255).round().byte().permute(1, 2, 0).numpy()
+    as_complex = lambda z: z.double().cpu().numpy() @ np.array([1, 1j])
+    xy, origins, lit = as_complex(tracks.xy[0]), as_complex(tracks.origins()[0]), tracks.visible[0].cpu().numpy()
+    size = picture.shape[1::-1]
+    things, whose = [], [None] * len(origins)
+    moves = [lit[:, n].any() and np.abs(xy[lit[:, n], n] - origins[n]).max() > 1 for n in range(len(origins))]
+    for n in sorted(range(len(origins)), key=lambda n: not moves[n]):
+        whose[n] = next((thing for thing in things if thing.covers(origins[n], wide=False)), None)
+        if whose[n] is None and moves[n]:
+            whose[n] = Thing.at(picture, complex(origins[n]), stride)
+            things += [whose[n]] if whose[n] is not None else []
+    loose = spread(np.ones(picture.shape[:2], bool), max(size) / REST) if rest else np.zeros(0, complex)
+    for thing in things:
+        loose = loose[~thing.covers(loose)]
+    places, speaks = [], []
+    for now, on in zip(xy, lit):
+        ways = []
+        for thing in things:
+            led = [n for n in np.flatnonzero(on) if whose[n] is thing]
+            ways.append(thing.lead(origins[led], now[led]) if led else (thing.turn, thing.shift))
+        places.append(np.concatenate([*(thing.here(way) for thing, way in zip(things, ways)), loose]))
+        spots = [now[n] for n in np.flatnonzero(on) if whose[n] is None]
+        speaks.append(np.concatenate(speaking(things, ways, loose, spots, size)))
+    began = np.concatenate([*(thing.origins for thing in things), loose])
+    as_pairs = lambda z: torch.from_numpy(np.stack([z.real, z.imag], axis=-1)).float()[None]
+    taken = set(tracks.ids[0].tolist())
+    ids = draw_ids(1, max_id, max_id, torch.Generator().manual_seed(seed))[0].tolist()
+    ids = [i for i in ids if i not in taken][:len(began)]
+    told = Tracks(as_pairs(np.stack(places)), torch.from_numpy(np.stack(speaks))[None], torch.tensor([ids]), as_pairs(began))
+    return tracks.concat(told)

@@ -1,0 +1,186 @@
+"""What goes along with the hand's points, and what stays: things, the rest of the picture, the camera's grid (see msk.grip).
+
+A group of points that move as one is kept in a session as
+
+    {"ids": [...], "origin": [[x, y] or null, ...], "at": [[x, y], ...], "way": [[turn, shift as four numbers], ...],
+     "unseen": {"3": [frames], ...}, "seed": [x, y], "points": [ids of the hand's points on it]}
+
+where `at` (by default the origin) is what `way`, frame by frame, turns and shifts; without a way it stands.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..grip import Thing, speaking
+from .flight import Flight
+from .points import Point
+
+FAR = (-1.0, -1.0)
+
+
+class Hold:
+    """The things of one stream, nearest first, and all the rest. `name()` gives a track id that is free.
+
+    cut(picture [H, W, 3] uint8, place) -> mask: how things are found; None: points are alone. rest: does all stay that no
+    hand moves?
+    """
+
+    def __init__(self, width: int, height: int, name: Callable[[], int], stride: int = 8, cut: Callable | None = None,
+                 rest: bool = False):
+        self.size, self.name, self.stride, self.cut = (width, height), name, stride, cut
+        self.grips, self.rest = cut is not None, rest
+        self.flight = Flight(width, height, name)
+        self.things: list[Thing] = []
+
+    @property
+    def ids(self) -> set[int]:
+        """Track ids that are in use."""
+        return {i for thing in self.things for i in thing.ids} | {p[0] for p in self.flight.points}
+
+    def reset(self, points: list[Point]) -> None:
+        """All is in the picture again, where it was."""
+        self.flight.reset()
+        self.things = list(dict.fromkeys(p.thing for p in points if p.thing is not None))
+        for thing in self.things:
+            thing.turn, thing.shift = 1 + 0j, 0j
+
+    def under(self, place: complex) -> Thing | None:
+        """The nearest thing that is now at this place."""
+        return next((t for t in self.things if t.covers(np.array(place), wide=False)), None)
+
+    def join(self, point: Point, thing: Thing | None) -> None:
+        """The point takes hold of a thing; None: of its spot alone."""
+        point.thing, point.looked = thing, True
+        if thing is not None:
+            self.raise_(thing)
+
+    def raise_(self, thing: Thing) -> None:
+        """What was taken last lies above."""
+        if thing in self.things:
+            self.things.remove(thing)
+        self.things.insert(0, thing)
+
+    def find(self, picture: np.ndarray, place: complex) -> Thing | None:
+        """The thing at this place of the picture; what belongs to one that is known already is left to that."""
+        known = [t.mask for t in self.things]
+
+        def cut(picture, place):
+            mask = self.cut(picture, place)
+            for other in known if mask is not None else ():
+                mask = mask & ~other
+            return mask if mask is not None and mask.any() else None
+
+        thing = Thing.at(picture, place, self.stride, cut)
+        if thing is not None:
+            thing.ids = self._names(len(thing.origins))
+        return thing
+
+    def _names(self, count: int) -> list[int]:
+        names: dict[int, None] = {}
+        while len(names) < count:
+            names[self.name()] = None
+        return list(names)
+
+    def frames(self, count: int, first: bool, points: list[Point], paths: list[list[complex]]
+               ) -> tuple[list[tuple], list[dict]]:
+        """What is told beside the hand's points [N], which go along paths [N][frames]: the camera's grid while it flies, as
+        (track id, mark id, places, seen, origin), and the groups.
+        """
+        for point in points:
+            if point.thing is not None and point.thing not in self.things:     # it was taken away, and that was undone
+                self.raise_(point.thing)
+        self.things = [t for t in self.things if self.rest or any(p.thing is t for p in points)]
+        flies = self.flight.flies
+        grid, moves = self.flight.frames(count, first, stays=self.rest)
+        own, speaks, ways = self.flight.points, [], []
+        origins = np.array([p[3] if p[3] is not None else complex(*FAR) for p in own], complex)
+        free = ~np.logical_or.reduce([t.covers(origins, (1, 0)) for t in self.things] + [np.zeros(len(own), bool)])
+        for i in range(count):
+            ways.append([self._go(t, [(p.origin, path[i]) for p, path in zip(points, paths) if p.thing is t], moves[i])
+                         for t in self.things])
+            spots = [path[i] for p, path in zip(points, paths) if p.thing is None]
+            speaks.append(speaking(self.things, ways[i], np.array(grid[i], complex), spots, self.size))
+            speaks[i][-1] &= free
+        groups = []
+        for k, thing in enumerate(self.things):
+            way = [[round(v, 5) for z in frame[k] for v in (z.real, z.imag)] for frame in ways]
+            groups.append(_group(thing.ids, thing.origins, [s[k] for s in speaks]) | {
+                "way": way, "seed": _pair(thing.seed), "points": [p.id for p in points if p.thing is thing]})
+        if flies:
+            rows = [(p[0], p[4], [at[n] for at in grid], [bool(s[-1][n]) for s in speaks], p[3]) for n, p in enumerate(own)]
+            return rows, groups
+        if own:
+            groups.append(_group([p[0] for p in own], [p[3] for p in own], [s[-1] for s in speaks])
+                          | {"at": [_pair(p[1]) for p in own]})
+        return [], groups
+
+    def _go(self, thing: Thing, led: list[tuple[complex, complex]], move: Callable | None) -> tuple[complex, complex]:
+        """One frame of a thing: where the hand leads it, else with the camera, else it stays."""
+        if led:
+            return thing.lead(*zip(*led))
+        if move is not None:
+            centre = thing.here().mean()
+            z = self.flight.depth(centre)
+            after, beside = move(centre, z)[0], move(centre + 1, z)[0]
+            turn = thing.turn * (beside - after)
+            thing.shift = after - turn * (centre - thing.shift) / thing.turn
+            thing.turn = turn
+        return thing.turn, thing.shift
+
+    def again(self, groups: list[dict], points: dict[int, Point], picture: np.ndarray) -> None:
+        """Be as a kept session left it: `groups` are those of its last chunk."""
+        self.things.clear()
+        for group in groups:
+            try:
+                ids, seed = [int(i) for i in group["ids"]], group.get("seed")
+                if seed is None:
+                    places = group.get("at", group["origin"])
+                    self.flight.points = [[i, complex(*at), self.flight.depth(complex(*at)), o and complex(*o), k]
+                                          for k, (i, at, o) in enumerate(zip(ids, places, group["origin"]))]
+                    self.flight.moved = any(o is None or o != at for o, at in zip(group["origin"], places))
+                    continue
+                thing = self.find(picture, complex(*seed)) if self.cut is not None else None
+                if thing is None:
+                    continue
+                thing.turn, thing.shift = (complex(*group["way"][-1][k:k + 2]) for k in (0, 2))
+                self.things.append(thing)
+                for point in (points[i] for i in group.get("points", []) if i in points):
+                    point.thing, point.looked = thing, True
+            except (KeyError, TypeError, ValueError, IndexError):
+                continue
+
+
+def _pair(place: complex | None) -> list[float] | None:
+    return None if place is None else [round(float(place.real), 3), round(float(place.imag), 3)]
+
+
+def _group(ids: list[int], origins, seen: list[np.ndarray]) -> dict:
+    hidden = np.argwhere(~np.stack(seen, axis=1)).tolist()                          # [[point, frame], ...]
+    group = {"ids": list(ids), "origin": [_pair(o) for o in origins]}
+    if hidden:
+        group["unseen"] = {str(n): [i for m, i in hidden if m == n] for n in {n for n, _ in hidden}}
+    return group
+
+
+def told(groups: list[dict], frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Groups of one chunk as xy [T, N, 2], visible [T, N], ids [N], origin [N, 2]."""
+    xy, visible, ids, origins = [torch.zeros(frames, 0, 2)], [torch.zeros(frames, 0, dtype=torch.bool)], [], []
+    for group in groups:
+        origin = [o if o is not None else (torch.nan, torch.nan) for o in group["origin"]]
+        at = np.array(group.get("at", origin), float).reshape(-1, 2) @ np.array([1, 1j])
+        way = np.array(group.get("way") or [[1, 0, 0, 0]] * frames, float)
+        turn, shift = (way[:, k] + 1j * way[:, k + 1] for k in (0, 2))
+        places = turn[:, None] * at + shift[:, None]                                                    # [T, N]
+        seen = np.ones(places.shape, bool)
+        for n, when in group.get("unseen", {}).items():
+            seen[when, int(n)] = False
+        xy.append(torch.from_numpy(np.stack([places.real, places.imag], axis=-1)).float())
+        visible.append(torch.from_numpy(seen))
+        ids += group["ids"]
+        origins += origin
+    return (torch.cat(xy, 1), torch.cat(visible, 1), torch.tensor(ids, dtype=torch.long),
+            torch.tensor(origins, dtype=torch.float32).reshape(-1, 2))

@@ -1,0 +1,348 @@
+"""What a hand takes hold of goes along whole, and the rest stays."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from msk import grip
+from msk.live.hold import Hold
+from msk.live.protocol import Sample
+from msk.live.record import parse_session, read_session
+from msk.live.replay import tracks_of
+from msk.live.session import Session
+from msk.tracks import Tracks
+from msk.world import World
+from tests.pages import exact
+from tests.test_live import until
+
+cv2 = pytest.importorskip("cv2")
+PICTURE, BALL = np.asarray(exact.picture()), complex(*exact.BALL_AT)
+FRAME, W = torch.from_numpy(PICTURE.copy()).permute(2, 0, 1) / 255, exact.GEOMETRY.width
+
+
+def disc(shape=PICTURE.shape[:2], centre=BALL, radius=exact.RADIUS):
+    y, x = np.mgrid[:shape[0], :shape[1]]
+    return np.abs(x + 1j * y - centre) <= radius
+
+
+def overlap(a, b):
+    return (a & b).sum() / (a | b).sum()
+
+
+# -- cutting out -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("beside", [0, 3 + 4j, -6j])
+def test_the_thing_under_a_point_is_cut_out_wherever_it_is_touched(beside):
+    assert overlap(grip.cut(PICTURE, BALL + beside), disc()) > 0.9
+
+
+def test_a_large_picture_is_cut_as_well_as_a_small_one():
+    large = cv2.resize(PICTURE, None, fx=8, fy=5, interpolation=cv2.INTER_CUBIC)
+    truth = cv2.resize(disc().astype(np.uint8), None, fx=8, fy=5) > 0
+    assert overlap(grip.cut(large, complex(30 * 8, 48 * 5)), truth) > 0.75
+
+
+def test_half_of_all_drawn_things_are_cut_out_nearly_whole():
+    world, found = World(exact.GEOMETRY, "calm"), []
+    y, x = np.mgrid[:W, :W]
+    pixels = torch.from_numpy(np.stack([x, y], axis=-1)).float().view(1, -1, 2) + 0.5
+    for seed in range(1_500_000, 1_500_024):
+        scene, _ = world.scene(1, 1, seed)
+        layer = scene.track(pixels)[2].view(W, W).numpy()
+        thing = layer == layer.max()
+        middle = np.argmax(cv2.distanceTransform(thing.astype(np.uint8), cv2.DIST_L2, 3))
+        if layer.max() and thing.sum() > 60:
+            mask = grip.cut((scene.render()[0, 0].permute(1, 2, 0).numpy() * 255).astype(np.uint8),
+                            complex(middle % W, middle // W))
+            found.append(0 if mask is None else overlap(mask, thing))
+    assert len(found) >= 16 and np.median(found) > 0.7
+
+
+def test_on_the_ground_there_is_no_thing():
+    for place in (70 + 20j, 80 + 80j, 12 + 85j):
+        assert grip.cut(PICTURE, place) is None
+    halves = np.zeros((96, 96, 3), np.uint8)
+    halves[:, 40:] = 200
+    assert grip.cut(halves, 70 + 50j) is None and grip.Thing.at(halves, 70 + 50j, 8) is None
+
+
+def test_without_opencv_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    assert not grip.can_cut()
+    with pytest.raises(ImportError, match=r"msk\[demo\]"):
+        grip.cut(PICTURE, BALL)
+
+
+# -- moving ------------------------------------------------------------------------------------------------------------
+
+def ball():
+    return grip.Thing.at(PICTURE, BALL, 4)
+
+
+def test_one_point_shifts_a_thing_and_leaves_its_turn():
+    thing = ball()
+    thing.lead([28 + 45j, 33 + 50j], [28 + 45j, 28 + 45j + (5 + 5j) * 1j])          # a quarter turn about the first
+    turned = thing.turn
+    assert abs(turned - 1j) < 1e-9
+    before = thing.here()
+    thing.lead([28 + 45j], [40 + 47j])
+    assert thing.turn == turned and np.allclose(thing.here() - before, 12 + 2j)
+
+
+def test_two_points_turn_and_size_it_and_both_arrive():
+    thing, origins = ball(), np.array([24 + 44j, 36 + 52j])
+    wanted = 1.5 * np.exp(0.7j) * (origins - BALL) + 50 + 30j
+    turn, shift = thing.lead(origins, wanted)
+    assert np.allclose(turn * origins + shift, wanted) and abs(abs(turn) - 1.5) < 1e-9
+    assert np.allclose([thing.origin(z) for z in thing.here()], thing.origins)
+
+
+def test_three_points_that_disagree_are_met_as_nearly_as_a_similarity_can():
+    thing, origins = ball(), np.array([24 + 44j, 36 + 52j, 30 + 40j])
+    wanted = np.array([30 + 40j, 48 + 50j, 33 + 38j])
+    thing.lead(origins, wanted)
+    ones = np.stack([origins, np.ones(3)], axis=1)
+    expected = np.linalg.lstsq(ones, wanted, rcond=None)[0]
+    assert np.allclose([thing.turn, thing.shift], expected)
+
+
+def test_points_pushed_together_do_not_shrink_it_to_nothing():
+    thing = ball()
+    thing.lead([24 + 44j, 36 + 52j], [50 + 50j, 50.01 + 50j])
+    assert abs(thing.turn) == pytest.approx(0.5)
+
+
+def test_under_a_nearer_thing_nothing_speaks():
+    near, far = ball(), ball()
+    far.shift = 6 + 0j
+    speaks = grip.speaking([near, far], [(1, 0), (1, 6 + 0j)], np.array([BALL, 80 + 80j, 200 + 0j]), [], (W, W))
+    assert speaks[0].all() and 0 < speaks[1].sum() < len(speaks[1]) and speaks[2].tolist() == [False, True, False]
+    assert (np.abs(far.here() - BALL)[speaks[1]] > exact.RADIUS).all()
+
+
+# -- whole tracks --------------------------------------------------------------------------------------------------------
+
+def hand(path, lit=None):
+    xy = torch.tensor([[z.real, z.imag] for z in path]).view(1, -1, 1, 2)
+    tracks = Tracks(xy, torch.ones(1, len(path), 1, dtype=torch.bool), torch.tensor([[7]]), xy[:, 0])
+    if lit is not None:
+        tracks.visible[0, :, 0] = torch.tensor(lit)
+    return tracks
+
+
+def test_the_whole_thing_goes_with_a_track_and_the_rest_stays():
+    path = [BALL + 2 * i for i in range(9)]
+    told = grip.whole(hand(path), FRAME, 8, max_id=400)
+    assert len(set(told.ids[0].tolist())) == told.ids.shape[1] and told.ids[0, 0] == 7 and told.ids.max() < 400
+    way = told.xy[0] - told.origin
+    moves = way[-1].norm(dim=-1) > 1
+    on_ball = torch.tensor([abs(complex(*o) - BALL) <= exact.RADIUS + 1 for o in told.origin[0].tolist()])
+    assert torch.equal(moves, on_ball) and moves.sum() > 3 and (~moves).sum() > 40
+    assert torch.allclose(way[:, moves], hand(path).xy[0] - torch.tensor([BALL.real, BALL.imag]), atol=1e-3)
+    covered = (told.xy[0, -1] - told.xy[0, -1, 0]).norm(dim=-1) < exact.RADIUS - 1
+    assert not told.visible[0, -1, covered & ~moves].any()
+
+
+def test_what_is_let_go_stays_where_it_was_left():
+    told = grip.whole(hand([BALL + 3 * min(i, 5) for i in range(9)], [i <= 5 for i in range(9)]), FRAME, 8)
+    moves = (told.xy[0, 5] - told.origin[0]).norm(dim=-1) > 1
+    assert not told.visible[0, -1, 0] and torch.equal(told.xy[0, -1, moves], told.xy[0, 5, moves])
+    assert told.visible[0, -1, moves][1:].all()
+
+
+def test_a_track_on_the_ground_moves_its_spot_alone():
+    told = grip.whole(hand([70 + 80j + i for i in range(5)]), torch.full((3, 96, 96), 0.4), 8)
+    assert ((told.xy[0, -1] - told.origin[0]).norm(dim=-1) > 0).sum() == 1
+
+
+# -- in a session --------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def play(tmp_path):
+    sessions = []
+
+    def begin(rest=True, picture=None, **options):
+        kit, streams = exact.exact_kit(), []
+
+        def open_stream(prompt, image, seed):
+            streams.append(exact.ExactStream(kit, prompt, image, seed=seed, cost=0.01))
+            return streams[-1]
+
+        session = Session(open_stream, kit.geometry, name="exact", folder=tmp_path, cut=grip.cut, rest=rest, **options)
+        session.streams, session.events = streams, []
+        session.on_event = session.events.append
+        session.open(picture or exact.picture(), "a red ball", 3)
+        sessions.append(session)
+        return session
+
+    yield begin
+    for session in sessions:
+        session.close()
+
+
+def share(place):
+    return place.real / W, place.imag / W
+
+
+def asked(session):
+    """The tracks of the latest chunk."""
+    return session.streams[-1].asked[-1]
+
+
+def drag(session, to, id=1):
+    session.grab([id])
+    session.move([Sample(0.0, id, *share(to))])
+    session.release([id])
+    until(lambda: abs(session.points[id].follower.at - to) < 0.5)
+
+
+def moved(tracks):
+    """How far each point stands from its origin at the end, where both are known: [N] complex."""
+    way = (tracks.xy[0, -1] - tracks.origin[0]).nan_to_num(0).double().numpy()
+    return way @ np.array([1, 1j])
+
+
+def test_a_dragged_point_takes_its_thing_along_and_the_rest_stays(play):
+    session = play()
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    assert len(session.describe()["things"]) == 1 and len(session.describe()["things"][0]) >= 6
+    session.start()
+    drag(session, BALL + 24 + 6j)
+    until(lambda: np.abs(moved(asked(session)) - (24 + 6j)).min() < 0.6)
+    way = moved(asked(session))
+    assert (np.abs(way - (24 + 6j)) < 0.6).sum() > 3 and (np.abs(way) < 1e-3).sum() > 40
+    assert (np.abs(way - (24 + 6j)) < 0.6).sum() + (np.abs(way) < 1e-3).sum() == len(way)
+
+
+def test_a_thing_whose_point_is_taken_away_stays_where_it_is_left_and_reset_brings_it_back(play):
+    session = play()
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    session.start()
+    drag(session, BALL + 24)
+    session.remove([1])
+    count = len(session.streams[-1].asked)
+    until(lambda: len(session.streams[-1].asked) > count + 2)
+    assert (np.abs(moved(asked(session)) - 24) < 0.6).sum() > 3
+    session.undo()                                                      # the point comes back, and holds the same thing
+    assert session.points[1].thing is session.hold.things[0]
+    session.reset()
+    until(lambda: session.state == "ready")
+    assert np.allclose(session.hold.things[0].here(), session.hold.things[0].origins)
+
+
+def test_if_the_rest_is_free_only_things_in_a_hand_are_told(play):
+    session = play(rest=False)
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    session.start()
+    until(lambda: len(session.streams[-1].asked) > 1)
+    assert all(abs(complex(*o) - BALL) <= exact.RADIUS + 1 for o in asked(session).origin[0].tolist())
+    session.remove([1])
+    until(lambda: asked(session) is None)
+
+
+def test_a_pin_on_a_held_thing_is_its_hinge(play):
+    session = play()
+    session.add(1, *share(BALL + 6))
+    until(lambda: session.points[1].thing is not None)
+    session.add(2, *share(BALL - 6), kind="pin")
+    assert session.points[2].thing is session.points[1].thing
+    session.start()
+    drag(session, BALL + 6 + 12j)                                       # 45 degrees about the pin
+    thing = session.points[1].thing
+    until(lambda: abs(np.angle(thing.turn) - np.pi / 4) < 0.1)
+    assert abs(thing.turn * (BALL - 6) + thing.shift - (BALL - 6)) < 1
+
+
+def test_points_alone_move_their_spots_when_grips_are_off(play):
+    session = play(rest=False)
+    session.grip(False)
+    session.add(1, *share(BALL))
+    until(lambda: session.state == "ready")
+    session.start()
+    until(lambda: len(session.streams[-1].asked) > 1)
+    assert asked(session).ids.shape[1] == 1
+    session.grip(True)
+    until(lambda: asked(session).ids.shape[1] > 3)
+
+
+def test_the_camera_takes_along_what_no_hand_holds(play):
+    session = play()
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    session.start()
+    drag(session, BALL + 10)
+    session.remove([1])
+    thing = session.hold.things[0]
+    before = thing.here().mean()
+    session.camera(right=-0.2, down=0.0, zoom=0.0, roll=0.0, orbit=0.0, dolly=0.0)
+    until(lambda: not session.hold.flight.flies)
+    assert abs(thing.here().mean() - before - 0.2 * W) < 1 and abs(thing.turn - 1) < 0.01
+
+
+def test_what_was_told_is_in_the_session_file_and_can_be_told_again(play):
+    session = play()
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    session.start()
+    drag(session, BALL + 20 + 4j)
+    session.remove([1])
+    session.camera(right=0.1, down=0.0, zoom=0.3, roll=0.0, orbit=0.0, dolly=0.0)
+    count = len(session.streams[-1].asked)
+    until(lambda: len(session.streams[-1].asked) > count + 6)
+    take, told = session.take, session.streams[-1].asked
+    session.stop()
+    until(lambda: take.closed)
+    chunks = read_session(take.file())["chunks"]
+    assert len(take.file().read_bytes()) < 12_000 * len(chunks) + 30_000
+    for chunk, tracks in zip(chunks, told):
+        again = tracks_of(chunk)
+        assert torch.equal(again.xy, tracks.xy) and torch.equal(again.visible, tracks.visible)
+        assert torch.equal(again.ids, tracks.ids) and torch.equal(again.origin.isnan(), tracks.origin.isnan())
+
+
+def test_a_kept_session_goes_on_with_what_was_held(play):
+    session = play()
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    session.start()
+    drag(session, BALL + 20)
+    count = len(session.streams[-1].asked)
+    until(lambda: len(session.streams[-1].asked) > count + 1)           # so that it has come into the file
+    take = session.take
+    session.stop()
+    until(lambda: take.closed)
+    other = play()
+    other.load(read_session(take.file()))
+    other.start()
+    until(lambda: other.state == "paused" and not other._script)
+    thing = other.points[1].thing
+    assert thing is other.hold.things[0] and abs(thing.here().mean() - thing.origins.mean() - 20) < 1
+    other.resume()
+    count = len(other.streams[-1].asked)
+    until(lambda: len(other.streams[-1].asked) > count + 1)
+    assert (np.abs(moved(asked(other)) - 20) < 0.6).sum() > 3
+
+
+@pytest.mark.parametrize("damage", [
+    {"ids": [1, 2], "origin": [[1, 2]]}, {"ids": [1], "origin": [[1, 2]], "way": [[1, 0, 0, 0]]},
+    {"ids": [1], "origin": [[1, 2]], "unseen": {"4": [0]}}, {"ids": [1], "origin": [[1, 2]], "at": [[1]]}])
+def test_damaged_groups_are_told_of(play, damage):
+    chunk = {"chunk": 0, "frames": 9, "ids": [], "who": [], "xy": [], "origin": [], "held": [damage]}
+    head = {"format": "msk session 1", "model": "exact", "prompt": "", "picture": "", "seed": 1, "width": W, "height": W,
+            "frames_per_second": 24}
+    with pytest.raises(ValueError, match="does not hold together"):
+        parse_session("\n".join(map(json.dumps, (head, chunk))).encode())
+
+
+def test_a_point_that_joins_a_moved_thing_knows_which_part_of_the_picture_it_holds():
+    names = iter(range(1000))
+    hold = Hold(W, W, lambda: next(names), cut=grip.cut, rest=True)
+    thing = hold.find(PICTURE, BALL)
+    hold.raise_(thing)
+    thing.lead([BALL], [BALL + 30])
+    assert hold.under(BALL) is None and hold.under(BALL + 32) is thing and thing.origin(BALL + 32) == BALL + 2
+    assert len(set(thing.ids)) == len(thing.origins)
