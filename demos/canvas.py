@@ -56,7 +56,7 @@ CSS = """
   gap: 8px; }
 #msk-gallery .grid-container button { min-width: 0; aspect-ratio: 1; height: auto !important; }
 #msk-stage .html-container { padding: 0 !important; overflow: visible; }
-.gradio-container .app { padding: clamp(6px, 6vw - 18px, 32px) !important; }
+.gradio-container .app { padding: 16px clamp(6px, 6vw - 18px, 32px) !important; }
 #msk-gallery img { border-radius: 8px; }
 footer { display: none !important; }
 """

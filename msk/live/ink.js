@@ -112,6 +112,15 @@ function inkBox(sheet, [left, top, right, bottom], spots, kind, fits) {
   for (const spot of spots) { disc(sheet, spot, 4); ink.fill(); }
 }
 
+// The outline of what points hold.
+function inkThing(sheet, corners) {
+  const { ink, unit } = sheet, places = [...corners, corners[0]].map(([x, y]) => ({ x, y }));
+  ink.lineJoin = "round";
+  for (const [colour, wide] of [["rgba(5,12,24,.45)", 4], [`rgba(${COLOURS.live},.9)`, 1.6]]) {
+    ink.strokeStyle = colour; ink.lineWidth = wide * unit; line(sheet, places);
+  }
+}
+
 // The camera's own grid, while it flies.
 function inkFlight(sheet, marks) {
   const { ink, w, h, unit } = sheet;

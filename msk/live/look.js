@@ -59,7 +59,7 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
 .tools { display: flex; gap: 6px; padding-top: 10px; }
 .tools > * { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 4px; padding: 4px;
   background: var(--soft); border: 1px solid var(--line); border-radius: 12px; }
-.tools > :first-child { flex: 6; } .tools > .eye { flex: 1; }
+.tools > :first-child { flex: 6; } .tools > .sight { flex: 2; }
 .tools button { flex-direction: column; gap: 2px; height: 46px; padding: 0; border-color: transparent; font-size: 11.5px;
   background: transparent; color: var(--dim); }
 .tools button:hover:not(:disabled) { color: var(--ink); }
@@ -123,7 +123,8 @@ const KEYS = [["Press and drag", "what is under the pointer follows it"], ["Shif
   ["Enter", "start, end; finish a path"], ["Space", "pause, go on"],
   ["W A S D, + −", "camera: pan, zoom"], ["Q E, Z X, R F", "camera: roll, orbit, dolly in and out"],
   ["Ctrl Z", "take the last deed back"], ["Ctrl Y, Ctrl Shift Z", "do it again"],
-  ["N", "fresh anchor: hold the video to how it looks now"], ["M", "what the model sees"],
+  ["N", "fresh anchor: hold the video to how it looks now"], ["H", "hold still what no hand moves, or free it"],
+  ["M", "what the model sees"],
   ["Arrows", "move what is chosen, or else the cross (Shift: further)"], ["I", "use the tool where the cross is"],
   [". and ,", "choose the next point, the one before"], ["Ctrl A", "choose all points"],
   ["Delete, Backspace", "remove what is chosen"], ["Esc", "choose none, leave a path, close this"], ["?", "this list"]];
@@ -156,7 +157,9 @@ function pick(label, name, choices) {
 }
 
 const OPTIONS = {
-  live: `<span>When released, it</span>${pick("When a point is released", "keep", [
+  live: `<span class="grips">It takes ${pick("What a point takes hold of", "grip", [
+    ["yes", "the thing", "The whole thing under it goes along; two points turn it"],
+    ["no", "its spot", "What is near to it goes along"]])}</span><span>When released, it</span>${pick("When a point is released", "keep", [
     ["yes", "holds", "A released point holds its place"], ["no", "lets go", "A released point lets go of the thing"]])}`,
   pin: "<span>A click pins a spot. A click on a pin frees it, a click on a handle pins it.</span>",
   path: `<span>Press and draw: it plays as your hand went. Or click its nodes one by one. Begun on a point, it is for that
@@ -214,7 +217,9 @@ const STAGE_HTML = `
     <div>${Object.entries(TOOLS).map(([tool, [name, what, drawing]], i) =>
     `<button data-tool="${tool}" aria-pressed="false" title="${what} (${i + 1})">${icon(drawing)}${name}</button>`
     ).join("")}</div>
-    <div class="eye" hidden><button data-do="look" aria-pressed="false" aria-label="Map: what the model sees"
+    <div class="sight"><button data-do="rest" aria-pressed="false" aria-label="Still: what no hand moves stays"
+      title="What no hand moves stays as it is; else the model is free to move it (H)">${
+      icon('<rect x="3.5" y="8" width="11" height="7.5" rx="2"/><path d="M6 8V5.500a3 3 0 0 1 6 0V8"/>')}Still</button><button data-do="look" aria-pressed="false" aria-label="Map: what the model sees"
       title="What the model sees: the motion map of each chunk (M)">${
       icon('<path d="M1.5 9S4 4 9 4s7.5 5 7.5 5-2.5 5-7.5 5S1.5 9 1.5 9z"/><circle cx="9" cy="9" r="2"/>')}Map</button></div>
   </div>

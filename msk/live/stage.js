@@ -202,6 +202,7 @@ function mountStage(el, host) {
   let cross = null, corner = null;            // the keyboard's place, and where its box began
   let draft = null;                           // a path that is being drawn: {id, nodes, clicked, clickedAt}
   let offset = Infinity, lastEcho = -Infinity, undoable = 0, redoable = 0, script = 0, prompt = null, stale = true;
+  let grip = false, rest = false, things = [];         // do points take whole things, does the rest stay; outlines
   let current = null, queue = [], samples = [], pending = [], hintUntil = 0, hintText = "", hintBad = false;
   const remembered = { get take() { try { return localStorage.getItem("msk-take"); } catch { return null; } },
     set take(name) { try { localStorage.setItem("msk-take", name); } catch { } } };
@@ -262,7 +263,7 @@ function mountStage(el, host) {
       resize();
     } else if (m.type === "state") {
       takePoints(m.points);
-      undoable = m.undo; redoable = m.redo; script = m.script;
+      undoable = m.undo; redoable = m.redo; script = m.script; grip = m.grip; rest = m.rest; things = m.things;
       if (m.take && host.everywhere) remembered.take = m.take;
       if (m.prompt !== prompt) el.dispatchEvent(new CustomEvent("msk-prompt", { detail: prompt = m.prompt, bubbles: true }));
       veil.classList.remove("on");
@@ -390,6 +391,7 @@ function mountStage(el, host) {
     ink.clearRect(0, 0, w, h);
     const inHand = new Set([...hands.values()].flatMap((hand) => hand.ids));
     if (current && runs()) inkFlight(sheet, current.marks.filter((m) => m.kind === "camera"));
+    if (state !== "playing") for (const corners of things) inkThing(sheet, corners);
     for (const [id, p] of points)
       if (p.nodes) inkWay(sheet, p, { fps: hello.fps, chosen: chosen.has(id) || over === id, head: runs() ? p.head : null });
     for (const [id, p] of points) {
@@ -453,13 +455,16 @@ function mountStage(el, host) {
     $("[data-do=hold] span").textContent = state === "paused" ? "Resume" : "Pause";
     const picture = state !== "empty";
     const can = { toggle: picture, hold: on, reset: picture, undo: undoable, redo: redoable, anchor: on,
-      file: true, last: true, bring: true, look: true };
+      file: true, last: true, bring: true, look: true, rest: true };
     for (const deed in can) $(`[data-do=${deed}]`).disabled = !greeted || !can[deed];
     $("[data-do=file] span").textContent = EXPORTS[$(".what").value];
-    $(".eye").hidden = !hello.map;
+    $("[data-do=look]").hidden = !hello.map;
+    $(".grips").hidden = !hello.grips;
+    $("[data-do=rest]").setAttribute("aria-pressed", String(rest));
     $("[data-do=look]").setAttribute("aria-pressed", String(looking));
     box.dataset.using = tool;
     pressed("tool", tool); pressed("keep", keep ? "yes" : "no"); pressed("kind", gridKind);
+    pressed("grip", grip ? "yes" : "no");
     const shown = optionsNow(), way = points.get(chosenWays()[0]);
     for (const options of all("[data-options]")) options.hidden = options.dataset.options !== shown;
     pressed("loop", way ? way.loop : wayLoop);
@@ -769,6 +774,7 @@ function mountStage(el, host) {
     undo: () => say({ type: "undo" }),
     redo: () => say({ type: "redo" }),
     anchor: () => { if (runs()) say({ type: "anchor" }); },
+    rest: () => { say({ type: "rest", on: !rest }); note(rest ? "the rest is free" : "what no hand moves stays still"); },
     help: () => $(".help").classList.toggle("on"),
     look: () => { if (hello.map) { looking = !looking; say({ type: "look", on: looking }); maps.clear(); showMap(); } },
     file: () => say({ type: "export", what: $(".what").value, mark: $(".tag").checked }),
@@ -807,10 +813,11 @@ function mountStage(el, host) {
   root.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
-    const { do: deed, tool: toolName, keep: keeps, kind, loop, fly: part, sign } = button.dataset;
+    const { do: deed, tool: toolName, keep: keeps, grip: whole, kind, loop, fly: part, sign } = button.dataset;
     if (deed) acts[deed]();
     if (toolName) setTool(toolName);
     if (keeps) keep = keeps === "yes";
+    if (whole) say({ type: "grip", on: whole === "yes" });
     if (kind) gridKind = kind;
     if (loop) { wayLoop = loop; changeWays(() => ({ loop })); }
     if (part && event.detail === 0) flying.tap(part, Number(sign));         // by the keyboard: pointers hold
@@ -871,12 +878,14 @@ function mountStage(el, host) {
     $(".help").classList.remove("on");
   }
 
-  const TAKEN = "input, textarea, select, button, a, [contenteditable=true], [role=listbox], [role=option]";
+  const WRITES = "input, textarea, select, [contenteditable=true], [role=listbox], [role=option]";
+  const PRESSED = ["Enter", " ", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];         // what a button may want itself
 
   function key(event) {
     if (!greeted || event.defaultPrevented || event.altKey) return;
     const target = event.composedPath()[0], within = event.composedPath().includes(box);
-    if (!within && (!host.everywhere || target.closest?.(TAKEN))) return;
+    if (!within && (!host.everywhere || target.closest?.(WRITES))) return;
+    if (!within && target.closest?.("button, a") && PRESSED.includes(event.key)) return;
     if (within && target.closest?.("select, input")) return;
     if (within && target.closest?.("button") && (event.key === "Enter" || event.key === " ")) return;
     const step = event.shiftKey ? 0.1 : 0.02, chord = event.ctrlKey || event.metaKey, letter = event.key.toLowerCase();
@@ -888,7 +897,7 @@ function mountStage(el, host) {
       : number ? () => setTool(number)
       : toward ? (within || chosen.size) && (() => arrow(...toward))
       : { enter: draft ? finish : acts.toggle, " ": acts.hold, delete: draft ? acts.unlay : acts.remove,
-        backspace: draft ? acts.unlay : acts.remove, escape, n: acts.anchor, m: acts.look, i: useCross, "?": acts.help,
+        backspace: draft ? acts.unlay : acts.remove, escape, n: acts.anchor, h: acts.rest, m: acts.look, i: useCross, "?": acts.help,
         ".": () => chooseNext(1), ",": () => chooseNext(-1) }[letter];
     if (!deed) return;
     event.preventDefault(); event.stopPropagation();
