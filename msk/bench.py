@@ -32,19 +32,20 @@ from .world import HELD_OUT, World
 
 
 def run(model: str | Kit = "tiny", chunks: int = 200, warmup: int = 5, threads: int | None = None, json_path=None, *,
-        random_weights: bool = False, fast: str | None = None, fp8: bool = False, device=None, seed: int = 0,
-        quiet: bool = False) -> dict:
+        random_weights: bool = False, fast: str | None = None, fp8: bool = False, clean: bool | None = None, device=None,
+        seed: int = 0, quiet: bool = False) -> dict:
     """Stream `chunks` chunks after `warmup` more, print the figures and return them; an interrupt keeps what was measured.
 
     threads: CPU threads; unless given, a short trial of one against all that torch would take decides.
     random_weights: a preset's sizes without its weights (the speed is the same); a big one on a CPU at toy size.
     fast: torch.compile's backend ("inductor") for `fast.prepare`; fp8: see there. What that costs in exactness, and what
-    the dtype does, is measured against the plain path in float32.
+    the dtype does, is measured against the plain path in float32. clean: with the clean pass or without, whatever the
+    preset says; only a model trained without it plays well without.
     """
     if chunks < 10:
         raise ValueError(f"{chunks} chunks have no first and last tenth: use 10 or more")
     began = perf_counter()
-    kit, exact = opened(model, random_weights, device, seed)
+    kit, exact = opened(model, random_weights, device, seed, clean=clean)
     built, done = perf_counter() - began, {}
     if fast or fp8:
         done = prepare(kit, fast, fp8)
@@ -143,17 +144,17 @@ def _hand_out(report: dict, said: str, json_path, quiet: bool) -> dict:
 
 # what is measured
 
-def opened(model: str | Kit, random_weights: bool, device, seed: int, role: str = "student", probed: bool = True
-           ) -> tuple[Kit, Tensor | None]:
+def opened(model: str | Kit, random_weights: bool, device, seed: int, role: str = "student", probed: bool = True,
+           clean: bool | None = None) -> tuple[Kit, Tensor | None]:
     """The kit to be timed, and what its weights answer in float32 on the plain path, where both could be had."""
-    if isinstance(model, Kit):
-        return model, None
-    if not random_weights:
-        return load(model, role, device), None
+    stream = lambda preset: preset if clean is None else replace(preset, stream=replace(preset.stream, clean=clean))
+    if isinstance(model, Kit) or not random_weights:
+        kit = model if isinstance(model, Kit) else load(model, role, device)
+        return replace(kit, preset=stream(kit.preset)), None
     preset, device = known(model), device_of(device)
     if device.type == "cpu" and preset.text is None:
         preset = toy(preset)
-    kit = random_kit(preset, device, seed)
+    kit = random_kit(stream(preset), device, seed)
     exact = None
     if probed:
         try:
@@ -288,7 +289,7 @@ def summary(kit: Kit, times: list[dict], first: float, threads: int) -> dict:
     return {
         "model": kit.name, "device": device_name(kit), "dtype": str(kit.dtype).removeprefix("torch."),
         "attention": backend(kit.device, kit.dtype), "threads": threads, "height": g.height, "width": g.width,
-        "chunk": c.chunk, "sink": c.sink, "window": c.window, "steps": c.steps,
+        "chunk": c.chunk, "sink": c.sink, "window": c.window, "steps": c.steps, "clean_pass": c.clean,
         "fps": 1000 * total("frames") / total("chunk"),
         "fps_without_clean_pass": 1000 * total("frames") / (total("chunk") - total("clean")),
         "fps_denoise_alone": 1000 * total("frames") / total("denoise"),

@@ -128,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--random-weights", action="store_true", help="a preset without its weights; on a CPU at toy size")
     bench.add_argument("--fast", action="store_true", help="attention by the clock, blocks and decoder compiled; for GPUs")
     bench.add_argument("--fp8", action="store_true", help="products in fp8, rows scaled one by one; its error is said")
+    bench.add_argument("--no-clean", action="store_true", help="no clean pass: a chunk is remembered by its last step")
     bench.add_argument("--teacher", action="store_true", help="a whole clip by the guided teacher, in place of the stream")
     bench.add_argument("--together", action="store_true", help="the teacher's three passes as one batch")
     bench.add_argument("--rows", metavar="F", help="every row of the GPU table, in a process each; kept in F, so it goes on")
@@ -329,7 +330,8 @@ def run_bench(args) -> None:
     if args.teacher:
         bench.run_teacher(args.model, together=args.together, **common)
     else:
-        bench.run(args.model, args.chunks, args.warmup, args.threads, fp8=args.fp8, **common)
+        bench.run(args.model, args.chunks, args.warmup, args.threads, fp8=args.fp8,
+                  clean=False if args.no_clean else None, **common)
 
 
 def run_eval(args) -> None:

@@ -28,6 +28,8 @@ ROWS: dict[str, tuple[list[str], float]] = {
     "1.3B teacher": (["--model", "wan2.1-1.3b", "--fast", "--teacher"], 1.1),
     "1.3B compiled, fp8": (["--model", "wan2.1-1.3b", "--fast", "--fp8"], 74),
     "5B compiled, fp8": (["--model", "wan2.2-5b", "--fast", "--fp8"], 70),
+    "1.3B compiled, fp8, no clean pass": (["--model", "wan2.1-1.3b", "--fast", "--fp8", "--no-clean"], 102),
+    "5B compiled, fp8, no clean pass": (["--model", "wan2.2-5b", "--fast", "--fp8", "--no-clean"], 97),
     "WanTrack 1.3B compiled": (["--model", "wantrack-1.3b", "--fast"], 0),
     "1.3B plain": (["--model", "wan2.1-1.3b"], 42),
     "5B plain": (["--model", "wan2.2-5b"], 41),
@@ -52,7 +54,7 @@ def run(path, budget: float = 600.0, device=None, chunks: int = 60, rows: dict[s
             continue
         left = end - monotonic()
         if left < SHORTEST:
-            print(f"{name:<30} no time left: ask again to go on", file=sys.stderr)
+            print(f"{name:<34} no time left: ask again to go on", file=sys.stderr)
             continue
         if here["device"] == "cpu":
             words = [word for word in words if word != "--fast"]
@@ -82,12 +84,12 @@ def one(words: list[str], seconds: float) -> dict:
 def line(name: str, r: dict) -> str:
     """A row as people read it."""
     if "error" in r:
-        return f"{name:<30} {r['error']}"
+        return f"{name:<34} {r['error']}"
     more = f"{r['seconds']:.1f} s a clip" if r.get("kind") == "teacher" else (
         f"latency {r['latency_ms']['median']:.0f} ms, chunk {r['chunk_ms']:.0f} ms (95 %: {r['chunk_ms_p95']:.0f}), "
         f"{r['fps_without_clean_pass']:.1f} without the clean pass, {r['tflops']:.0f} TFLOP/s"
         + (f", {100 * r['relative_error']:.2f} % off" if r.get("relative_error") is not None else ""))
     if r.get("predicted_fps_h200"):
         more = f"predicted {r['predicted_fps_h200']:g} on an H200, {more}"
-    return (f"{name:<30} {r['fps']:7.2f} frames a second, {more}, {r['peak_memory_mb'] / 1024:.1f} GiB; {r['dtype']}, "
+    return (f"{name:<34} {r['fps']:7.2f} frames a second, {more}, {r['peak_memory_mb'] / 1024:.1f} GiB; {r['dtype']}, "
             f"{r['attention']}")

@@ -42,6 +42,14 @@ def test_a_big_preset_runs_at_toy_size_on_a_cpu(name, tmp_path):
     assert t["fps"] == pytest.approx(81 / (t["steps"] * t["step_ms"] + t["decode_ms"]) * 1000)
 
 
+def test_without_the_clean_pass_a_chunk_costs_its_steps_alone():
+    both = [bench.run("wan2.1-1.3b", 10, 2, 1, random_weights=True, device="cpu", clean=clean, quiet=True)
+            for clean in (True, False)]
+    assert [r["clean_pass"] for r in both] == [True, False] and both[1]["clean_ms"] < both[0]["clean_ms"]
+    one = both[0]["tflops"] * both[0]["chunk_ms"]
+    assert both[1]["tflops"] * both[1]["chunk_ms"] == pytest.approx(one * 3 / 4)
+
+
 def test_random_weights_are_numbers_that_keep_their_size():
     kit = bench.random_kit(toy(PRESETS["wantrack-1.3b"]), torch.device("cpu"))
     assert all(p.abs().max() > 0 for module in kit.modules().values() for p in module.parameters() if p.ndim)
