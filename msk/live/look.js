@@ -42,11 +42,10 @@ canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block
 button, select { font: inherit; color: var(--ink); background: var(--soft); border: 1px solid var(--line);
   border-radius: 9px; height: 34px; padding: 0 12px; cursor: pointer; }
 button { display: inline-flex; align-items: center; justify-content: center; gap: 7px; white-space: nowrap; }
-button:hover:not(:disabled) { background: var(--on); } button:disabled { opacity: .4; cursor: default; }
+button:disabled { opacity: .4; cursor: default; }
 button[aria-pressed=true] { background: var(--on); }
 :is(button, select, input):focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 button.main { background: var(--live); border-color: var(--live); color: #06120c; font-weight: 650; }
-button.main:hover:not(:disabled) { background: #5be7ac; }
 button.square { width: 34px; padding: 0; } select { padding: 0 6px; }
 svg { width: 18px; height: 18px; fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linecap: round;
   stroke-linejoin: round; flex: none; }
@@ -62,7 +61,6 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
 .tools > :first-child { flex: 6; } .tools > .sight { flex: 2; }
 .tools button { flex-direction: column; gap: 2px; height: 46px; padding: 0; border-color: transparent; font-size: 11.5px;
   background: transparent; color: var(--dim); }
-.tools button:hover:not(:disabled) { color: var(--ink); }
 .tools button[aria-pressed=true] { background: var(--card); border-color: var(--line); color: var(--ink);
   box-shadow: 0 1px 3px var(--shade); }
 .tools button[aria-pressed=true] svg { color: var(--accent); }
@@ -85,6 +83,10 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
 .map .tiles { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 6px; }
 .map .tiles i { display: block; border-radius: 6px; background: #05070a; image-rendering: pixelated; }
 
+@media (hover: hover) {
+  button:hover:not(:disabled) { background: var(--on); } button.main:hover:not(:disabled) { background: #5be7ac; }
+  .tools button:hover:not(:disabled) { color: var(--ink); }
+}
 @media (max-width: 520px) {
   .stage { padding: 8px; border-radius: 12px; }
   .head { flex-direction: column; align-items: stretch; gap: 4px; height: 42px; }

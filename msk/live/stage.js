@@ -795,7 +795,7 @@ function mountStage(el, host) {
     pinAll: () => chosen.size && say({ type: "pin", ids: [...chosen], on: true }),
     freeAll: () => chosen.size && say({ type: "pin", ids: [...chosen], on: false }),
     finish: () => draft && finish(),
-    unlay: () => { draft.nodes.pop(); if (!draft.nodes.length) draft = null; },
+    unlay: () => { if (draft && (draft.nodes.pop(), !draft.nodes.length)) draft = null; },
     cancel: () => { draft = null; },
     smooth: () => changeWays(({ nodes }) => {
       const count = Math.min(hello.max_nodes, Math.max(nodes.length, Math.round(lastOf(nodes)[0] * WAY_RATE) + 1, 3));
