@@ -12,13 +12,12 @@ import torch
 import msk
 from msk.live.server import Lobby, Pictures
 from msk.live.session import Session
-from msk.live.widget import knowing
+from msk.live.widget import STAGE_JS, knowing
 from msk.picture import fitted, read_picture
 
 GALLERY = 12                                    # starting pictures from the world's held-out seeds
 RECORDINGS = "recordings"
 MAX_UPLOAD = 25 * 1024 ** 2                     # bytes of one picture
-STAGE_JS = (Path(msk.__file__).parent / "live" / "stage.js").read_text(encoding="utf-8")
 
 # The page's token comes with the sink's value when the page loads; later values are pictures to open and prompts to follow.
 WIRE_JS = """
@@ -43,6 +42,7 @@ watch("value", order);
 order();
 """
 
+# Without @media: Gradio keeps such rules from what lies outside its blocks.
 CSS = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 #msk-title { padding: 6px 4px 0 !important; }
@@ -56,13 +56,13 @@ CSS = """
   gap: 8px; }
 #msk-gallery .grid-container button { min-width: 0; aspect-ratio: 1; height: auto !important; }
 #msk-stage .html-container { padding: 0 !important; overflow: visible; }
-@media (max-width: 520px) { .gradio-container, .gradio-container .app, .gradio-container main { padding: 6px !important; } }
+.gradio-container .app { padding: 16px clamp(6px, 6vw - 18px, 32px) !important; }
 #msk-gallery img { border-radius: 8px; }
 footer { display: none !important; }
 """
 
 HOW = ("**Press on a thing and drag it**: the video follows your hand while it plays. **Shift-click** pins a spot in place. "
-       "**Enter** starts and ends, **Space** pauses, **Ctrl Z** takes back, **A** anchors afresh, **?** lists all keys.")
+       "**Enter** starts and ends, **Space** pauses, **W A S D** move the camera, **Ctrl Z** takes back, **?** lists all.")
 
 
 def example_pictures(geometry, count: int = GALLERY) -> list[tuple]:
@@ -164,8 +164,7 @@ def launch(kit, host: str = "127.0.0.1", port: int = 7860, share: bool = False, 
     _, url, shared = page.launch(
         server_name=host, server_port=port, share=share, auth=auth, inbrowser=False, quiet=True, prevent_thread_lock=True,
         ssr_mode=False, theme=theme, css=CSS, footer_links=[], max_file_size="32mb", show_error=True,
-        app_kwargs={"routes": lobby.routes()},
-        js="() => { if (!location.search.includes('__theme')) document.body.classList.add('dark') }")
+        app_kwargs={"routes": lobby.routes()})
     print(f"The live canvas ({kit.name}) is at {url}" + (f" and {shared}" if shared else ""), flush=True)
     if open_browser:
         webbrowser.open(shared or url)

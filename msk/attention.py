@@ -1,8 +1,10 @@
 """Attention, rotary positions, and the one rule that says who may look at whom."""
 from __future__ import annotations
 
+import importlib
 from contextlib import contextmanager
 from functools import cache, lru_cache
+from time import perf_counter
 
 import torch
 import torch.nn.functional as F
@@ -68,32 +70,68 @@ def rope(x: Tensor, grid: tuple[int, int, int], start: int | tuple[int, ...] = 0
 
 
 @cache
-def _flash():
-    """FlashAttention 3 or 2 as (name, function), or None."""
-    try:
-        from flash_attn_interface import flash_attn_func
-        return "flash-attn 3", flash_attn_func
-    except ImportError:
-        pass
-    try:
-        from flash_attn import flash_attn_func
-        return "flash-attn 2", flash_attn_func
-    except ImportError:
-        return None
+def _packages() -> dict:
+    """FlashAttention 3 and 2, as far as they can be imported: name -> function."""
+    found = {}
+    for name, module in (("flash-attn 3", "flash_attn_interface"), ("flash-attn 2", "flash_attn")):
+        try:
+            found[name] = importlib.import_module(module).flash_attn_func
+        except (ImportError, AttributeError):
+            continue
+    return found
 
 
-_SDPA = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_SDPA = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION,
+         "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}
+_chosen: dict[tuple[str, torch.dtype], str] = {}        # by kind of device and dtype: what `choose` has found fastest
+
+
+def ways(device, dtype: torch.dtype) -> list[str]:
+    """Every attention that may be had there, by name."""
+    kind, half = torch.device(device).type, dtype in (torch.bfloat16, torch.float16)
+    if kind == "cpu":
+        return ["sdpa", "matmul"]
+    own = [name for name in _SDPA if name != "math"] if kind == "cuda" else []      # that one only fills the memory
+    return [*(_packages() if kind == "cuda" and half else ()), *own, "sdpa"]
 
 
 def backend(device, dtype: torch.dtype) -> str:
     """Which attention `attend` takes there, by name."""
     device = torch.device(device)
+    if chosen := _chosen.get((device.type, dtype)):
+        return chosen
     half = dtype in (torch.bfloat16, torch.float16)
     if device.type == "cpu":
         return "matmul" if half else "sdpa"         # torch's CPU SDPA leaves the bf16 dot products unused
     if device.type == "cuda" and half:
-        return _flash()[0] if _flash() else "sdpa (cuDNN first)"
+        return next(iter(_packages()), "sdpa (cuDNN first)")
     return "sdpa"
+
+
+def choose(device, dtype: torch.dtype, queries: int, keys: int, heads: int, dim: int, repeats: int = 5) -> dict[str, float]:
+    """Let the clock decide what `attend` takes on this kind of device: milliseconds of each way at these sizes.
+
+    queries, keys: tokens; dim: of one head. A way that refuses is left out; the fastest stays chosen until the next call.
+    """
+    device, took = torch.device(device), {}
+    q, k, v = (torch.randn(1, n, heads, dim, device=device).to(dtype) for n in (queries, keys, keys))
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for name in ways(device, dtype):
+        _chosen[device.type, dtype] = name
+        try:
+            attend(q, k, v)
+            wait()
+            began = perf_counter()
+            for _ in range(repeats):
+                attend(q, k, v)
+            wait()
+        except Exception:                               # no kernel, too old a card, too little memory: each says it its way
+            continue
+        took[name] = 1000 * (perf_counter() - began) / repeats
+    _chosen.pop((device.type, dtype))
+    if took:
+        _chosen[device.type, dtype] = min(took, key=took.get)
+    return took
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, kind: str = "self") -> Tensor:
@@ -101,8 +139,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, kind: st
     if _capturing and _capturing[-1][0] == kind:
         _capturing[-1][1].append(_map(q, k, mask))
     name = backend(q.device, q.dtype)
-    if name.startswith("flash") and mask is None:
-        out = _flash()[1](q, k, v)
+    if name.startswith("flash-attn") and mask is None:
+        out = _packages()[name](q, k, v)
         return (out[0] if isinstance(out, tuple) else out).flatten(2)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)               # [B, heads, L, D]
     if name == "matmul":
@@ -111,7 +149,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, kind: st
             scores = scores.masked_fill(~mask, float("-inf"))
         out = scores.softmax(-1).to(v.dtype) @ v
     elif q.is_cuda:
-        with sdpa_kernel(_SDPA, set_priority=True):
+        only = [_SDPA[name]] if name in _SDPA and mask is None else list(_SDPA.values())
+        with sdpa_kernel(only, set_priority=True):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

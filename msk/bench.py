@@ -11,34 +11,43 @@ import math
 import resource
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .attention import backend
-from .kit import Kit, known, load, write_whole
+from .config import Preset
+from .fast import prepare
+from .kit import Kit, best_dtype, device_of, known, load, write_whole
+from .models import flops, toy
 from .motion import draw_ids
-from .stream import Stream
+from .sample import sample
+from .stream import Stream, rollout
 from .tracks import Tracks
 from .world import HELD_OUT, World
 
 
 def run(model: str | Kit = "tiny", chunks: int = 200, warmup: int = 5, threads: int | None = None, json_path=None, *,
-        random_weights: bool = False, device=None, seed: int = 0, quiet: bool = False) -> dict:
+        random_weights: bool = False, fast: str | None = None, fp8: bool = False, device=None, seed: int = 0,
+        quiet: bool = False) -> dict:
     """Stream `chunks` chunks after `warmup` more, print the figures and return them; an interrupt keeps what was measured.
 
     threads: CPU threads; unless given, a short trial of one against all that torch would take decides.
-    random_weights: a preset's sizes without its weights; the speed is the same.
+    random_weights: a preset's sizes without its weights (the speed is the same); a big one on a CPU at toy size.
+    fast: torch.compile's backend ("inductor") for `fast.prepare`; fp8: see there. What that costs in exactness, and what
+    the dtype does, is measured against the plain path in float32.
     """
     if chunks < 10:
         raise ValueError(f"{chunks} chunks have no first and last tenth: use 10 or more")
-    if isinstance(model, Kit):
-        kit = model
-    else:
-        kit = Kit.random(known(model)) if random_weights else load(model, "student", device)
+    began = perf_counter()
+    kit, exact = opened(model, random_weights, device, seed)
+    built, done = perf_counter() - began, {}
+    if fast or fp8:
+        done = prepare(kit, fast, fp8)
     before = torch.get_num_threads()
     times = []
     try:
@@ -47,8 +56,12 @@ def run(model: str | Kit = "tiny", chunks: int = 200, warmup: int = 5, threads: 
             trial = _threads(kit, threads, seed)
         used = torch.get_num_threads()
         step = stepper(kit, seed)
-        for _ in range(warmup):
+        began = perf_counter()
+        for i in range(warmup):
             step()
+            if i == 0:
+                first_frame = perf_counter() - began
+        started = perf_counter() - began
         if kit.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(kit.device)
         gc.collect()
@@ -62,22 +75,155 @@ def run(model: str | Kit = "tiny", chunks: int = 200, warmup: int = 5, threads: 
                 raise
             print(f"stopped after {len(times)} of {chunks} chunks", file=sys.stderr)
         first = first_chunk(kit, seed)
+        error = None if exact is None else relative(probe(kit, seed), exact)
     finally:
         torch.set_num_threads(before)
-    report = summary(kit, times, first, used) | {"threads_trial": trial, "warmup": warmup,
-                                                 "random_weights": random_weights, "torch": torch.__version__,
-                                                 "command": " ".join(["msk", *sys.argv[1:]])}
+    report = summary(kit, times, first, used) | {
+        "relative_error": error, "fast": fast or "", "fp8": fp8, **done, "random_weights": random_weights, "warmup": warmup,
+        "start_up_s": {"weights": built, "first_frames": first_frame if warmup else None, "warm": started},
+        "threads_trial": trial, "torch": torch.__version__, "command": " ".join(["msk", *sys.argv[1:]])}
+    return _hand_out(report, table(report), json_path, quiet)
+
+
+def run_teacher(model: str | Kit, frames: int = 81, measured: int = 4, json_path=None, *, random_weights: bool = False,
+                fast: str | None = None, together: bool = False, device=None, seed: int = 0, quiet: bool = False) -> dict:
+    """What a whole clip takes the teacher, joint guidance and decoding counted: `measured` of its steps, after one more.
+
+    All steps cost the same, so the clip's time is that of a step, times their number, and of its decoding. together: the
+    three passes of guidance as one batch.
+    """
+    began = perf_counter()
+    kit, _ = opened(model, random_weights, device, seed, "teacher", probed=False)
+    built = perf_counter() - began
+    done = prepare(kit, fast) if fast else {}
+    preset, (h, w) = kit.preset, kit.geometry.latent_size
+    length = kit.geometry.latent_frames(frames)
+    ids = draw_ids(1, 9, preset.tracks.max_id, torch.Generator().manual_seed(seed))
+    cond = kit.condition(["a red fish in the sea"], drag(kit, 0, frames, ids),
+                         _picture(kit, seed) if takes_picture(kit) else None)
+    noise = torch.randn(1, length, kit.dit.config.latent_channels, h, w, generator=torch.Generator().manual_seed(seed))
+    steps = sample(kit.dit, noise.to(kit.device), cond, max(measured + 1, preset.sample_steps), preset.stream.time_shift,
+                   preset.text_scale, preset.motion_scale, together=together)
+    took = []
+    for _ in range(measured + 1):
+        _wait(kit)
+        began = perf_counter()
+        x0 = next(steps).x0
+        _wait(kit)
+        took.append(1000 * (perf_counter() - began))
+    began = perf_counter()
+    with torch.no_grad():
+        pictures(kit.vae.decode(x0)[0])
+    decode = 1000 * (perf_counter() - began)
+    step = statistics.median(took[1:])
+    seconds = (preset.sample_steps * step + decode) / 1000
+    report = {"model": kit.name, "kind": "teacher", "device": device_name(kit),
+              "dtype": str(kit.dtype).removeprefix("torch."), "attention": backend(kit.device, kit.dtype),
+              "height": kit.geometry.height, "width": kit.geometry.width, "frames": frames, "steps": preset.sample_steps,
+              "steps_measured": measured, "step_ms": step, "first_step_ms": took[0], "decode_ms": decode,
+              "seconds": seconds, "fps": frames / seconds, "text_scale": preset.text_scale,
+              "motion_scale": preset.motion_scale, "peak_memory_mb": peak_memory_mb(kit), "fast": fast or "",
+              "together": together, **done, "random_weights": random_weights, "start_up_s": {"weights": built},
+              "torch": torch.__version__, "command": " ".join(["msk", *sys.argv[1:]])}
+    said = (f"{report['model']} teacher, {frames} frames of {report['width']}x{report['height']}, {report['steps']} steps "
+            f"({measured} measured), {report['dtype']} on {report['device']}, attention {report['attention']}\n"
+            f"  {report['fps']:8.2f}    frames per second: {seconds:.1f} s a clip, {step:.0f} ms a step, "
+            f"{decode:.0f} ms decode")
+    return _hand_out(report, said, json_path, quiet)
+
+
+def _hand_out(report: dict, said: str, json_path, quiet: bool) -> dict:
     if json_path is not None:
         Path(json_path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(json_path), (json.dumps(report, indent=2) + "\n").encode())
     if not quiet:
-        print(table(report))
+        print(said)
     return report
+
+
+# what is measured
+
+def opened(model: str | Kit, random_weights: bool, device, seed: int, role: str = "student", probed: bool = True
+           ) -> tuple[Kit, Tensor | None]:
+    """The kit to be timed, and what its weights answer in float32 on the plain path, where both could be had."""
+    if isinstance(model, Kit):
+        return model, None
+    if not random_weights:
+        return load(model, role, device), None
+    preset, device = known(model), device_of(device)
+    if device.type == "cpu" and preset.text is None:
+        preset = toy(preset)
+    kit = random_kit(preset, device, seed)
+    exact = None
+    if probed:
+        try:
+            exact = probe(kit, seed)
+        except torch.OutOfMemoryError:
+            print(f"{kit.name} has no room here in float32: its error is not measured", file=sys.stderr)
+    return kit.to(device, best_dtype(device)), exact
+
+
+def random_kit(preset: Preset, device: torch.device, seed: int = 0) -> Kit:
+    """A kit at full size, made in place: no weight is zero, and numbers keep their size on the way. In float32."""
+    with torch.device("meta"):
+        kit = Kit.random(preset)
+    if preset.text is None:
+        kit.text = Features(512, preset.dit.text_dim, seed)
+    if preset.dit.clip_dim and not preset.dit.text_split:
+        kit.clip = Features(257, preset.dit.clip_dim, seed)
+    generator = torch.Generator(device).manual_seed(seed)
+    for module in kit.modules().values():
+        module.to_empty(device=device)
+        for name, p in (*module.named_parameters(), *module.named_buffers()):
+            if name in ("mean", "std"):                                         # the autoencoder's normalisation: none
+                p.fill_(float(name == "std"))
+            elif p.ndim > 1:
+                p.normal_(std=p[0].numel() ** -0.5, generator=generator)
+            else:
+                p.normal_(mean=float(name.endswith("weight")), std=0.02, generator=generator)       # norms, and biases
+    return kit.eval()
+
+
+class Features(nn.Module):
+    """Stands for umT5 or CLIP where weights are random: numbers of the right shape, the same for every prompt."""
+
+    def __init__(self, rows: int, channels: int, seed: int):
+        super().__init__()
+        self.rows, self.channels, self.seed = rows, channels, seed
+        self.where = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, told) -> Tensor:
+        g = torch.Generator().manual_seed(self.seed)
+        return torch.randn(1, self.rows, self.channels, generator=g).to(self.where.device).expand(len(told), -1, -1)
+
+
+@torch.no_grad()
+def probe(kit: Kit, seed: int = 0) -> Tensor:
+    """The velocity of a third chunk, behind two that are remembered: [1, chunk, C, h, w] float32 on the CPU."""
+    c, s, (h, w) = kit.dit.config, replace(kit.preset.stream, steps=1, levels=()), kit.geometry.latent_size
+    frames, g = s.span(2)[1], torch.Generator().manual_seed(seed)
+    noise = torch.randn(1, frames, c.latent_channels, h, w, generator=g).to(kit.device)
+    ids = draw_ids(1, 9, kit.preset.tracks.max_id, g)
+    motion = kit.motion(drag(kit, 0, kit.geometry.pixel_frames(frames), ids)) if c.motion_channels else None
+    image = torch.randn(1, 1, c.mask_channels + (c.image_channels or c.latent_channels), h, w, generator=g).to(kit.device)
+    clip = kit.clip(torch.zeros(1, 3, 8, 8)) if kit.clip is not None else None
+    text = kit.dit.read(kit.encode_text(["a red fish in the sea"]), clip)
+    chunks = rollout(kit.dit, noise, text, motion, image if takes_picture(kit) else None, s)
+    return (noise - torch.cat(list(chunks), dim=1))[:, slice(*s.span(2))].float().cpu()
+
+
+def relative(made: Tensor, want: Tensor) -> float:
+    """Size of the difference over size of the answer."""
+    return float((made - want).norm() / want.norm())
+
+
+def takes_picture(kit: Kit) -> bool:
+    return bool(kit.dit.config.image_channels) or kit.dit.config.image_frames == "clean"
 
 
 def stepper(kit: Kit, seed: int = 0):
     """A function that makes the next chunk of one stream and says what it took, in milliseconds and megabytes."""
-    stream = Stream(kit, "a red fish in the sea", _picture(kit, seed), seed=seed)
+    stream = Stream(kit, "a red fish in the sea", _picture(kit, seed) if takes_picture(kit) else None, seed=seed)
     ids = draw_ids(1, 9, kit.preset.tracks.max_id, torch.Generator().manual_seed(seed))
     frame = 0
 
@@ -108,12 +254,17 @@ def drag(kit: Kit, start: int, frames: int, ids: Tensor) -> Tracks:
 
 def pictures(frames: Tensor) -> Tensor:
     """[B, T, 3, H, W] in [0, 1] -> uint8 on the CPU, as a viewer gets them."""
-    return (frames * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+    bytes_ = (frames * 255).round().clamp(0, 255).to(torch.uint8)
+    if not bytes_.is_cuda:
+        return bytes_.cpu()
+    bytes_ = bytes_.to("cpu", non_blocking=True)                                    # so torch takes pinned memory
+    torch.cuda.current_stream(frames.device).synchronize()
+    return bytes_
 
 
 def first_chunk(kit: Kit, seed: int) -> float:
     """Milliseconds from a new picture and prompt to the first pictures of a new stream."""
-    picture = _picture(kit, seed)
+    picture = _picture(kit, seed) if takes_picture(kit) else None
     ids = draw_ids(1, 9, kit.preset.tracks.max_id, torch.Generator().manual_seed(seed))
     took = []
     for _ in range(3):
@@ -128,20 +279,25 @@ def first_chunk(kit: Kit, seed: int) -> float:
 def summary(kit: Kit, times: list[dict], first: float, threads: int) -> dict:
     """The figures of `times` (one dict a chunk) by the names that `msk bench --json` writes."""
     g, c = kit.geometry, kit.preset.stream
+    total = lambda *names: sum(t[name] for t in times for name in names)
     column = lambda name: [t[name] for t in times]
     tenth = max(1, len(times) // 10)
-    latency = sorted(column("latency"))
+    latency = column("latency")
     early, late = times[:tenth], times[-tenth:]
     middle = lambda some, name: statistics.median(t[name] for t in some)
     return {
         "model": kit.name, "device": device_name(kit), "dtype": str(kit.dtype).removeprefix("torch."),
         "attention": backend(kit.device, kit.dtype), "threads": threads, "height": g.height, "width": g.width,
         "chunk": c.chunk, "sink": c.sink, "window": c.window, "steps": c.steps,
-        "fps": 1000 * sum(column("frames")) / sum(column("chunk")),
-        "latency_ms": {"median": statistics.median(latency), "p95": latency[math.ceil(0.95 * len(latency)) - 1]},
+        "fps": 1000 * total("frames") / total("chunk"),
+        "fps_without_clean_pass": 1000 * total("frames") / (total("chunk") - total("clean")),
+        "fps_denoise_alone": 1000 * total("frames") / total("denoise"),
+        "tflops": (c.steps + c.clean) * flops(kit.preset) / 1e9 / statistics.median(column("chunk")),
+        "latency_ms": {"median": statistics.median(latency), "p95": p95(latency)},
         "dit_ms": statistics.median(column("denoise")), "decode_ms": statistics.median(column("decode")),
         "clean_ms": statistics.median(column("clean")), "first_chunk_ms": first,
-        "chunk_ms": statistics.median(column("chunk")), "chunk_ms_first_decile": middle(early, "chunk"),
+        "chunk_ms": statistics.median(column("chunk")), "chunk_ms_p95": p95(column("chunk")),
+        "chunk_ms_first_decile": middle(early, "chunk"),
         "chunk_ms_last_decile": middle(late, "chunk"), "peak_memory_mb": peak_memory_mb(kit),
         "memory_mb_first_decile": middle(early, "memory"), "memory_mb_last_decile": middle(late, "memory"),
         "chunks": len(times), "frames_per_chunk": times[-1]["frames"],
@@ -149,19 +305,26 @@ def summary(kit: Kit, times: list[dict], first: float, threads: int) -> dict:
     }
 
 
+def p95(numbers: list[float]) -> float:
+    """What 95 % of them do not exceed."""
+    return sorted(numbers)[math.ceil(0.95 * len(numbers)) - 1]
+
+
 def table(r: dict) -> str:
     """The figures as people read them."""
+    error = r.get("relative_error")
     return "\n".join([
         f"{r['model']} {r['width']}x{r['height']}, {r['parameters'] / 1e6:.1f} M parameters, {r['dtype']} on {r['device']}, "
         f"{r['threads']} threads, attention {r['attention']}",
         f"chunk {r['chunk']}, sink {r['sink']}, window {r['window']}, {r['steps']} steps, {r['chunks']} chunks measured",
-        f"  {r['fps']:8.1f}    frames per second",
+        f"  {r['fps']:8.1f}    frames per second ({r['fps_without_clean_pass']:.1f} without the clean pass)",
         f"  {r['latency_ms']['median']:8.1f} ms latency, median ({r['latency_ms']['p95']:.1f} ms for 95 %)",
         f"  {r['dit_ms']:8.1f} ms denoise, {r['decode_ms']:.1f} ms decode, {r['clean_ms']:.1f} ms remember",
         f"  {r['first_chunk_ms']:8.1f} ms to the first chunk of a new video",
         f"  {r['chunk_ms_first_decile']:8.1f} ms a chunk in the first tenth, {r['chunk_ms_last_decile']:.1f} ms in the last",
         f"  {r['peak_memory_mb']:8.0f} MB at most, {r['memory_mb_first_decile']:.0f} MB in the first tenth, "
         f"{r['memory_mb_last_decile']:.0f} MB in the last",
+        *([f"  {100 * error:8.2f} %  off the plain path in float32"] if error is not None else []),
     ])
 
 

@@ -51,8 +51,10 @@ _BLOCK_NAMES = [
 ]
 WAN, DIFFUSERS, FASTVIDEO = range(3)
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-_PREFIXES = ("roles.student.transformer.", "module.", "model.")
-_HOLDERS = ("student_ema", "generator_ema", "ema", "student", "generator", "generator_lora", "model", "state_dict")
+_STUDENT = "roles.student.transformer."      # FastVideo's trainer, beside optimizers and other roles
+_PREFIXES = ("module.", "model.")
+_HOLDERS = ("student_ema", "generator_ema", "ema", "student", "generator", "generator_lora", "model", "state_dict", "roles",
+            "transformer")
 
 
 # names
@@ -109,6 +111,7 @@ def unwrap(loaded: dict, which: str | None = None) -> State:
         for wrapper in _WRAPPERS:
             name = str(name).replace(wrapper, "")
         state[name] = x
+    state = {name.removeprefix(_STUDENT): x for name, x in state.items() if name.startswith(_STUDENT)} or state
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): x for name, x in state.items()}
@@ -119,21 +122,13 @@ def unwrap(loaded: dict, which: str | None = None) -> State:
 
 
 def read(path, which: str | None = None) -> State:
-    """Weights from a file (.safetensors, or .pt / .pth without running code) or a folder (whole or in shards).
+    """Weights from a file (.safetensors, or .pt, .pth, .bin without running code) or a folder (whole or in shards).
 
     which: the set to take from a training checkpoint ("generator", ...); by default the averaged one, where there is one.
     """
     path = Path(path)
     if path.is_dir():
-        index = sorted(path.glob("*.safetensors.index.json"))
-        shards = sorted(set(json.loads(index[0].read_text())["weight_map"].values())) if index else \
-            sorted(p.name for p in path.glob("*.safetensors"))
-        if not shards:
-            raise FileNotFoundError(f"no .safetensors in {path}: give the folder of a transformer, or one weights file")
-        if not index and len(shards) > 1:
-            raise ValueError(f"{path} holds {len(shards)} weights files and no index that joins them: name one of "
-                             f"{', '.join(shards)}")
-        return unwrap({name: x for shard in shards for name, x in read_weights(path / shard).items()})
+        return unwrap({name: x for shard in _shards(path) for name, x in read(shard).items()})
     if path.suffix == ".safetensors":
         return unwrap(read_weights(path))
     if not path.is_file():
@@ -144,6 +139,24 @@ def read(path, which: str | None = None) -> State:
         raise ValueError(f"{path.name} could not be read as weights ({first_line(error)}): wanted "
                          ".safetensors, or a .pt of tensors alone") from error
     return unwrap(loaded, which)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The weights files of a folder: those that its index joins, or the only one there; .bin where no .safetensors is."""
+    for kind in ("safetensors", "bin"):
+        here, index = sorted(folder.glob(f"*.{kind}")), sorted(folder.glob(f"*.{kind}.index.json"))
+        if index:
+            named = sorted(set(json.loads(index[0].read_text())["weight_map"].values()))
+            if absent := [name for name in named if not (folder / name).is_file()]:
+                raise FileNotFoundError(f"{folder} lacks {', '.join(absent)}, of the {len(named)} files that "
+                                        f"{index[0].name} names: fetch them")
+            return [folder / name for name in named]
+        if len(here) > 1:
+            raise ValueError(f"{folder} holds {len(here)} weights files and no index that joins them: name one of "
+                             f"{', '.join(p.name for p in here)}")
+        if here:
+            return here
+    raise FileNotFoundError(f"no .safetensors or .bin in {folder}: give the folder of a transformer, or one weights file")
 
 
 def is_lora(state: State) -> bool:

@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         expected = isinstance(error, (ValueError, OSError, ImportError, FloatingPointError, KeyError))
         print(f"msk {args.command}: {_sentence(error) if expected else f'{type(error).__name__}: {_sentence(error)}'}"
               f"{'' if expected else ' (MSK_DEBUG=1 shows where)'}", file=sys.stderr)
+        for note in getattr(error, "__notes__", []):                    # every key that did not fit, say
+            print(f"  {note}", file=sys.stderr)
         return 2 if expected else 1
 
 
@@ -99,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--frames", type=whole, help="how many; those of the tracks, else 45")
     generate.add_argument("--out", default="clip.mp4", help=".mp4, .webp, .gif, or a folder for png")
     generate.add_argument("--teacher", action="store_true", help="the slow, guided teacher instead of the stream")
+    generate.add_argument("--like", metavar="PRESET", help="whose stream and null prompt to take, if the weights cannot say")
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--text-scale", type=float, help="guidance of the teacher; the preset's")
     generate.add_argument("--motion-scale", type=float, help="guidance of the teacher; the preset's")
@@ -120,7 +123,15 @@ def build_parser() -> argparse.ArgumentParser:
     bench = command("bench", run_bench, "measure speed, latency and memory")
     model(bench)
     bench.add_argument("--chunks", type=whole, default=200, help="how many to stream")
+    bench.add_argument("--warmup", type=whole, default=5, help="chunks before the clock starts")
     bench.add_argument("--json", metavar="F", help="write the figures there too")
+    bench.add_argument("--random-weights", action="store_true", help="a preset without its weights; on a CPU at toy size")
+    bench.add_argument("--fast", action="store_true", help="attention by the clock, blocks and decoder compiled; for GPUs")
+    bench.add_argument("--fp8", action="store_true", help="products in fp8, rows scaled one by one; its error is said")
+    bench.add_argument("--teacher", action="store_true", help="a whole clip by the guided teacher, in place of the stream")
+    bench.add_argument("--together", action="store_true", help="the teacher's three passes as one batch")
+    bench.add_argument("--rows", metavar="F", help="every row of the GPU table, in a process each; kept in F, so it goes on")
+    bench.add_argument("--budget", type=seconds, default="10m", help="time for --rows: 90s, 10m")
 
     evaluate = command("eval", run_eval, "measure quality on held-out clips")
     model(evaluate)
@@ -223,7 +234,7 @@ def run_generate(args) -> None:
     from .picture import read_picture
     picture = read_picture(args.image)
     tracks = generate.read_tracks(args.tracks) if args.tracks else None
-    kit = load(args.model, role="teacher" if args.teacher else "student", device=args.device)
+    kit = load(args.model, role="teacher" if args.teacher else "student", device=args.device, like=args.like)
     frames = args.frames or (tracks.xy.shape[1] if tracks is not None else 45)
     about = dict(msk=__version__, model=kit.name, role=kit.role, prompt=args.prompt, seed=args.seed,
                  tracks=generate.digest(tracks))
@@ -309,8 +320,16 @@ def draw_tracks(tracks, image=None):
 
 
 def run_bench(args) -> None:
-    from . import bench
-    bench.run(args.model, chunks=args.chunks, threads=args.threads, json_path=args.json, device=args.device)
+    from . import bench, rows
+    if args.rows:
+        rows.run(args.rows, args.budget, args.device)
+        return
+    common = dict(json_path=args.json, device=args.device, random_weights=args.random_weights,
+                  fast="inductor" if args.fast else None)
+    if args.teacher:
+        bench.run_teacher(args.model, together=args.together, **common)
+    else:
+        bench.run(args.model, args.chunks, args.warmup, args.threads, fp8=args.fp8, **common)
 
 
 def run_eval(args) -> None:

@@ -154,6 +154,7 @@ class StreamConfig:
     budget: int = 0             # latent frames attended to at once, sinks and the chunk itself included; 0: count chunks
     places: str = "held"        # frames stand where they are "held" (sink, window, now), or in the video ("absolute")
     levels: tuple[float, ...] = ()      # the noise levels themselves, in place of steps and time_shift
+    clean: bool = True          # a chunk is remembered as a pass at t = 0 sees it; else as its last denoising pass did
     whole_t: bool = False       # the transformer is told t in whole thousandths, as WanTrack's was
     silence: str = "zero"       # no tracks: a "zero" map, or that of "hidden" ones (heads with biases tell them apart)
 
@@ -185,6 +186,7 @@ class Preset:
     text_scale: float = 3.0                     # w_t
     motion_scale: float = 1.5                   # w_m
     sample_steps: int = 50                      # the teacher's
+    shifted_twice: bool = False                 # at diffusers' FlowMatchEuler's noise levels, see flow.twice_shifted
     null_prompt: str | None = ""                # what stands for no prompt; None: features of zeros
     licence: str = "Apache-2.0"
     repo: str = ""                              # on the hub; empty: weights travel with the package
@@ -238,8 +240,8 @@ PRESETS: dict[str, Preset] = {p.name: p for p in (
         TrackConfig(channels=32, hidden=64, splat="bilinear", carry=12),
         VAEConfig(latent_channels=12, encoder_width=32, decoder_widths=(96, 64, 32, 32), blocks=(0, 0, 2),
                   encoder_blocks=0, spaces=(2, 2, 1), pixel_shuffle=2),
-        TextConfig(length=24), StreamConfig(time_shift=3.0), text_scale=.5, motion_scale=.5,     # sum 1: no guidance
-        sample_steps=12),
+        TextConfig(length=24), StreamConfig(time_shift=3.0, clean=False),
+        text_scale=.5, motion_scale=.5, sample_steps=12),                                   # sum 1: no guidance
     Preset(
         "toy", Geometry(32, 32, fps=24),       # seconds to train, for tests and for "by hand" cells
         DiTConfig(latent_channels=4, motion_channels=16, image_channels=4, dim=48, ffn_dim=96, heads=2, layers=2,
@@ -273,13 +275,15 @@ PRESETS: dict[str, Preset] = {p.name: p for p in (
         repo="Efficient-Large-Model/LongLive-1.3B"),
     Preset(
         "wantrack-1.3b", Geometry(480, 832, fps=24), DiTConfig(**_I2V, **_WAN_1_3B), _WANTRACK, _TAEHV,
-        stream=_WANTRACK_STREAM, sample_steps=30, null_prompt=None, licence="unstated"),
+        stream=_WANTRACK_STREAM, sample_steps=30, shifted_twice=True, null_prompt=None, licence="unstated",
+        repo="H1yori233/Track-v0"),
     Preset(
         "wantrack-1.3b-early", Geometry(480, 832, fps=24), DiTConfig(**_I2V, **_WAN_1_3B, text_split=True), _WANTRACK,
-        _TAEHV, stream=_WANTRACK_STREAM, sample_steps=30, null_prompt=None, licence="unstated"),
+        _TAEHV, stream=_WANTRACK_STREAM, sample_steps=30, shifted_twice=True, null_prompt=None, licence="unstated",
+        repo="noctuashap/TrackWan-1.3B-I2V-synth-stage2"),
     Preset(
         "wantrack-14b", Geometry(720, 1280, fps=24), DiTConfig(**_I2V, **_WAN_14B), _WANTRACK, _TAEHV,
-        stream=_WANTRACK_STREAM, sample_steps=30, null_prompt=None, licence="unstated"),
+        stream=_WANTRACK_STREAM, sample_steps=30, shifted_twice=True, null_prompt=None, licence="unstated"),
     Preset(
         "wan2.2-5b", Geometry(704, 1280, stride=16, fps=24),
         DiTConfig(latent_channels=48, motion_channels=48, dim=3072, ffn_dim=14336, heads=24, layers=30, text_dim=4096,

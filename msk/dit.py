@@ -211,7 +211,7 @@ class DiT(nn.Module):
 
     def forward(self, latents: Tensor, t: Tensor, text: Tensor | list, motion: Tensor | None = None,
                 image: Tensor | None = None, *, mask: Tensor | None = None, past: list[KV] | None = None,
-                clip: Tensor | None = None, places: Places = None) -> Tensor:
+                clip: Tensor | None = None, places: Places = None, keys: list[KV] | None = None) -> Tensor:
         """Velocity (noise - data) of `latents` at noise level `t`.
 
         latents [B, F, C, h, w]; t [B, F] in [0, 1], 1 is pure noise; text [B, L, text_dim], or what `read` made of it;
@@ -219,9 +219,12 @@ class DiT(nn.Module):
         the config's image_frames says (with mask channels they come first; of fewer frames than F the rest is zeros, or,
         for "grey", the last again); None: zeros.
         mask [F * S, F * S] bool or None (see everything); past: `ChunkCache.past()` or None (start of the video).
-        places: of the frames of past and latents in time, if not 0, 1, 2, ...
+        places: of the frames of past and latents in time, if not 0, 1, 2, ... keys: a list that takes this pass' own keys
+        and values, as `remember` gives them of a clean one.
         """
-        x, time, grid, _ = self.trunk(latents, t, text, motion, image, mask, past, clip, places)
+        x, time, grid, kvs = self.trunk(latents, t, text, motion, image, mask, past, clip, places)
+        if keys is not None:
+            keys += kvs
         velocity = self.cells(self.head(x, time), grid).type_as(latents)
         if self.config.pull >= 0:
             gates = self.cells(self.gate(self.head.read(x, time)), grid)

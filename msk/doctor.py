@@ -17,6 +17,7 @@ import torch
 from .attention import backend
 from .config import PRESETS, DiTConfig, Preset
 from .kit import assets, best_device, best_dtype
+from .weights import cached
 
 EXTRAS = {          # extra -> what must be importable for it, and what it is for
     "demo": (("gradio", "websockets", "av", "cv2"), "the live canvas, mp4 files"),
@@ -96,13 +97,11 @@ def _extra(name: str) -> dict:
 
 
 def _model(name: str) -> dict:
-    from huggingface_hub import try_to_load_from_cache
     preset, folder = PRESETS[name], assets() / name
     if (folder / "config.json").is_file():
         preset = Preset.from_dict(json.loads((folder / "config.json").read_text()))
     else:
-        cached = try_to_load_from_cache(preset.repo, "model_index.json") if preset.repo else None
-        folder = Path(cached).parent if isinstance(cached, str) else None
+        folder = cached(preset.repo)
     parameters = count(preset.dit)
     size = 2 * parameters / 2**30
     g = preset.geometry

@@ -92,6 +92,7 @@ class UMT5(nn.Module):
         new = [p for p in dict.fromkeys(prompts) if p not in features]
         if new:
             features |= dict(zip(new, self.encode(new)))
+            let_go(self.where.device)
         rows = [F.pad(features[p].float(), (0, 0, 0, self.length - len(features[p]))) for p in prompts]
         return torch.stack(rows).to(self.where.device)
 
@@ -100,8 +101,11 @@ class UMT5(nn.Module):
         """Per prompt [words, text_dim]: what umT5 says of its real words, which is also written to disk."""
         folder = beside(self.folder, "text_encoder", self.repo, ["text_encoder/*", "tokenizer/*"])
         transformers, device = need("transformers"), self.where.device
+        if best_dtype(device) == torch.float16:                                 # which umT5 does not bear
+            device = torch.device("cpu")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
         encoder = transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=best_dtype(device))
+        device = with_room(device, sum(p.nbytes for p in encoder.parameters()))
         encoder = encoder.to(device).eval()
         made = []
         for prompt in prompts:
@@ -136,7 +140,10 @@ class CLIP(nn.Module):
         folder, device = beside(self.folder, "image_encoder", self.repo, ["image_encoder/*"]), self.where.device
         encoder = need("transformers").CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=torch.float32)
         x = self.prepare(pixels.to(device), encoder.config.image_size)
-        return encoder.to(device).eval()(pixel_values=x, output_hidden_states=True).hidden_states[-2]
+        seen = encoder.to(device).eval()(pixel_values=x, output_hidden_states=True).hidden_states[-2]
+        del encoder
+        let_go(device)
+        return seen
 
     def prepare(self, pixels: Tensor, size: int = 224) -> Tensor:
         """The shorter side made `size` pixels, the middle cut out, normalised: what CLIP was trained on."""
@@ -147,6 +154,19 @@ class CLIP(nn.Module):
         x = x[..., top:top + size, left:left + size]
         mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
+
+
+def with_room(device: torch.device, size: int) -> torch.device:
+    """The device, or the CPU where it has no room for so many bytes and a little work."""
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 1.1 * size:
+        return torch.device("cpu")
+    return device
+
+
+def let_go(device: torch.device) -> None:
+    """Give back to the system what an encoder has left behind on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def prompts_kept() -> Path:

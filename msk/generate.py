@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .flow import twice_shifted
 from .kit import Kit
 from .motion import draw_ids
 from .picture import middle
@@ -39,7 +40,8 @@ def by_teacher(kit: Kit, prompt: str, picture, tracks: Tracks | None, frames: in
     noise = torch.randn(1, length, kit.dit.config.latent_channels, h, w, generator=torch.Generator().manual_seed(seed))
     steps = sample(kit.dit, noise.to(kit.device), cond, preset.sample_steps, preset.stream.time_shift,
                    preset.text_scale if text_scale is None else text_scale,
-                   preset.motion_scale if motion_scale is None else motion_scale)
+                   preset.motion_scale if motion_scale is None else motion_scale,
+                   twice_shifted(preset.sample_steps, preset.stream.time_shift) if preset.shifted_twice else None)
     for step in tqdm(steps, "teacher", preset.sample_steps, leave=False):
         latents = step.x0
     with torch.no_grad():

@@ -18,7 +18,10 @@ import torch
 from .motion import draw_ids
 from .tracks import Tracks
 
-SPOT = 0.11          # of the shorter side: what is so near to a point is likely of the same thing
+SPOT = 0.06          # of the shorter side: what is so near to a point is likely of the same thing,
+NEAR = 0.2           # and what is so near, hangs together with it,
+UNLIKE = 16          # and is so far (CIE Lab) from the ground, the median of
+AROUND = 0.48        # a window of so many shorter sides
 RIM = 0.03           # of the shorter side: the picture's rim is ground
 LOOKED_AT = 160      # pixels of the shorter side of what is looked at
 SHARE = 0.004, 0.3   # of the picture: what is larger is ground, and so is what is hardly more than the point
@@ -53,12 +56,15 @@ def cut(picture: np.ndarray, place: complex) -> np.ndarray | None:
     x, y = min(max(int(place.real * scale), 0), w - 1), min(max(int(place.imag * scale), 0), h - 1)
     rows, columns = np.mgrid[:h, :w]
     away, rim = np.hypot(columns - x, rows - y), np.minimum.reduce([columns, rows, w - 1 - columns, h - 1 - rows])
+    side, lab = min(h, w), lambda picture: cv2.cvtColor(picture, cv2.COLOR_RGB2LAB).astype(np.float32)
+    ground = cv2.medianBlur(small, 2 * round(AROUND * side / 2) + 1)
+    unlike = _around((np.linalg.norm(lab(small) - lab(ground), axis=-1) > UNLIKE) | (away < 2), x, y)
     likely = np.full((h, w), cv2.GC_PR_BGD, np.uint8)
-    likely[away < SPOT * min(h, w)] = cv2.GC_PR_FGD
-    likely[(away > min(h, w) / 2) | (rim < RIM * min(h, w)) & (away >= SPOT * min(h, w))] = cv2.GC_BGD
+    likely[(away < SPOT * side) | unlike & (away < NEAR * side)] = cv2.GC_PR_FGD
+    likely[(away > side / 2) | (rim < RIM * side) & (away > 2 * SPOT * side)] = cv2.GC_BGD
     likely[away < 2] = cv2.GC_FGD
     cv2.setRNGSeed(0)
-    cv2.grabCut(small, likely, None, np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(small, likely, None, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
     mask = _around(np.isin(likely, (cv2.GC_FGD, cv2.GC_PR_FGD)), x, y)
     mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
     outside = cv2.connectedComponents(np.pad(1 - mask, 1, constant_values=1))[1]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -22,21 +23,29 @@ class Condition:
         return replace(self, motion=None)
 
 
-def joint_guidance(dit, latents: Tensor, t: Tensor, cond: Condition,
-                   text_scale: float = 3.0, motion_scale: float = 1.5) -> Tensor:
+def joint_guidance(dit, latents: Tensor, t: Tensor, cond: Condition, text_scale: float = 3.0, motion_scale: float = 1.5,
+                   together: bool = False) -> Tensor:
     """Velocity pulled toward the prompt and toward the tracks: up to three passes of the teacher.
 
-    A scale of 0 leaves its pass out; scales that sum to 1 (or both 0) mean no guidance.
+    A scale of 0 leaves its pass out; scales that sum to 1 (or both 0) mean no guidance. together: one pass over a batch of
+    three, for devices that a single clip does not fill; it takes three times the memory.
     MotionStream (2511.01266 v5), Eq. 2.
     """
     def velocity(c: Condition) -> Tensor:
         return dit(latents, t, c.text, c.motion, c.image, clip=c.clip)
 
-    both = velocity(cond)
     if text_scale + motion_scale in (0, 1):
-        return both
-    motion_only = velocity(cond.without_text()) if text_scale else both
-    text_only = velocity(cond.without_motion()) if motion_scale else both
+        return velocity(cond)
+    if together and text_scale and motion_scale and cond.motion is not None:
+        thrice = lambda x: None if x is None else torch.cat([x] * 3)
+        text = torch.cat([cond.text, cond.null_text, cond.text])
+        motion = torch.cat([cond.motion, cond.motion, torch.zeros_like(cond.motion)])
+        both, motion_only, text_only = dit(thrice(latents), thrice(t), text, motion, thrice(cond.image),
+                                           clip=thrice(cond.clip)).chunk(3)
+    else:
+        both = velocity(cond)
+        motion_only = velocity(cond.without_text()) if text_scale else both
+        text_only = velocity(cond.without_motion()) if motion_scale else both
     a = text_scale / (text_scale + motion_scale)
     base = a * motion_only + (1 - a) * text_only
     return base + text_scale * (both - motion_only) + motion_scale * (both - text_only)

@@ -68,13 +68,15 @@ class Kit:
         return self
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> Kit:
-        """Move in place. Time embedding, track head and text stay in float32; convolutions become channels-last."""
+        """Move in place. Time embedding, track head and text stay in float32; convolutions become channels-last.
+
+        The transformer changes its type part by part on the way, so that the device never holds it in float32.
+        """
+        for name, part in self.dit.named_children():
+            part.to(device, torch.float32 if dtype is not None and name.startswith("time_") else dtype)
         for module in self.modules().values():
             module.to(device)
         if dtype is not None:
-            self.dit.to(dtype)
-            self.dit.time_embedding.float()
-            self.dit.time_projection.float()
             for vae in (module for module in self.vae.modules() if isinstance(module, TinyVAE)):
                 vae.encoder.to(dtype=dtype, memory_format=torch.channels_last)
                 vae.decoder.to(dtype=dtype, memory_format=torch.channels_last)
@@ -177,11 +179,14 @@ def load(name: str | os.PathLike, role: str = "student", device=None, dtype: tor
     """The one door: a name ("tiny"), a kit folder, a hub repository ("owner/name"), a big preset, or a file or folder of
     Wan's family (see `wan.open_path`, also for `like` and `which`), as a `Kit`.
 
-    role "student" or "teacher"; device: CUDA where there is one; dtype: what that device computes fastest.
+    role "student" or "teacher"; device: CUDA where there is one; dtype: what that device computes fastest; revision: a
+    commit, branch or tag of what comes from the hub, also as "name@revision" (see `weights.fetch`).
     """
     if role not in ROLES:
         raise ValueError(f"role {role!r} is not known: use {' or '.join(ROLES)}")
     name = os.fspath(name)
+    if "@" in name and not Path(name).exists():
+        name, revision = name.rsplit("@", 1)
     for folder in (Path(name), assets() / name):
         if is_kit(folder):
             return _open(folder, role, device, dtype)
@@ -199,8 +204,8 @@ def load(name: str | os.PathLike, role: str = "student", device=None, dtype: tor
 
 def holds_weights(path: Path) -> bool:
     """A weights file, or a folder with some where Wan's family keeps them."""
-    inside = (p for where in ("", "transformer", "models", "checkpoints") for p in (path / where).glob("*"))
-    return path.is_file() or any(p.suffix in (".safetensors", ".pt") for p in inside)
+    inside = (p for where in ("", "transformer", "models", "checkpoints", "dcp") for p in (path / where).glob("*"))
+    return path.is_file() or any(p.suffix in (".safetensors", ".bin", ".pt", ".distcp") for p in inside)
 
 
 def is_kit(folder: Path) -> bool:
@@ -230,15 +235,25 @@ def assets() -> Path:
     return here / "assets" if (here / "assets").is_dir() else here.parent / "assets"
 
 
+def device_of(asked=None) -> torch.device:
+    """The device that is asked for, by default the best there is."""
+    device = torch.device(asked) if asked is not None else best_device()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{device} was asked for, but torch {torch.__version__} sees no GPU here: use cpu, or see what "
+                         "`msk doctor` says")
+    return device
+
+
 def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def best_dtype(device) -> torch.dtype:
-    """bfloat16 on CUDA, and on a CPU that multiplies it natively; else float32, eight times faster there."""
+    """What a device multiplies fastest with: bfloat16 on CUDA, and on a CPU that knows it; else float32, eight times faster
+    there. CUDA before Ampere (T4, V100) takes float16: statistics, softmax, time and the path stay in float32 anyway."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
 
 
@@ -283,5 +298,5 @@ def _open(folder: Path, role: str, device, dtype: torch.dtype | None) -> Kit:
         kit = Kit(*_modules(preset), preset, role).eval()
     for name, module in kit.modules().items():
         fill(module, read_weights(folder / f"{name}.safetensors"), str(folder / f"{name}.safetensors"))
-    device = torch.device(device) if device is not None else best_device()
+    device = device_of(device)
     return kit.to(device, dtype or best_dtype(device))

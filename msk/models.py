@@ -18,8 +18,13 @@ WAN_VAE_GIB = {16: 0.5, 48: 2.8}        # the full autoencoder in float32, by la
 CLIP_GIB = 2.4                          # ViT-H/14 in float32
 WORDS = 512                             # of umT5's features, whatever the prompt's length
 
+GPUS = (16, 24, 48, 80, 141)            # gigabytes that cards are sold with
+SPARE = 0.85                            # of that, what the sizes below may fill: contexts, kernels' own work, fragments
+
 FOOTNOTES = """\
-memory: while streaming. disk: with autoencoder, umT5 and CLIP, which are needed once per prompt and picture.
+memory: while streaming, in bf16; runs on: the smallest usual GPU that this leaves some air.
+disk: at most (weights in float32), with autoencoder, umT5 and CLIP, which are needed once per prompt and picture; before a
+download its true size is said. umT5 reads on the CPU where a GPU has no room for its 10.6 GiB.
 !: no licence is stated for these weights: ask their makers before you use them for more than a look."""
 
 
@@ -28,10 +33,18 @@ class Card:
     name: str
     parameters: int         # transformer and track head
     memory_gib: float       # while streaming: weights, what is remembered, and one chunk's work; prompts are read before
-    disk_gib: float         # transformer, autoencoder, umT5 and CLIP, as they are fetched in bf16 or kept here
+    disk_gib: float         # at most: transformer in float32 as most are published, autoencoder, umT5 in bf16, CLIP
     licence: str
     gpu: bool               # is a GPU needed for more than a try?
     repo: str
+
+    @property
+    def runs_on(self) -> str:
+        """The smallest usual card for it."""
+        if not self.gpu:
+            return "CPU"
+        fits = [size for size in GPUS if self.memory_gib * 2**30 <= SPARE * size * 1e9]
+        return f"GPU {fits[0]} GB" if fits else f"GPU > {GPUS[-1]} GB"
 
 
 def card(preset: Preset) -> Card:
@@ -48,8 +61,8 @@ def card(preset: Preset) -> Card:
     work = s.chunk * tokens * (4 * c.dim + 2 * c.ffn_dim) * each
     weights = parameters * each + sum(p.numel() for p in vae.parameters()) * each
     outside = UMT5_GIB + WAN_VAE_GIB.get(c.latent_channels, 0) + (CLIP_GIB if c.clip_dim else 0) if big else 0
-    return Card(preset.name, parameters, (weights + remembered + work) / 2**30, weights / 2**30 + outside, preset.licence,
-                big, preset.repo)
+    return Card(preset.name, parameters, (weights + remembered + work) / 2**30,
+                weights * 4 / each / 2**30 + outside, preset.licence, big, preset.repo)
 
 
 def toy(preset: Preset) -> Preset:
@@ -90,5 +103,5 @@ def table() -> str:
         licence = "! unstated" if c.licence == "unstated" else c.licence
         size = f"{c.parameters / 1e9:.2f} B" if c.parameters > 1e9 else f"{c.parameters / 1e6:.1f} M"
         lines.append(f"{c.name:<20}{size:>12}{c.memory_gib:>6.1f} GiB{c.disk_gib:>6.1f} GiB  {licence:<14}"
-                     f"{'a GPU' if c.gpu else 'CPU':<12}{c.repo or ('a folder of yours' if c.gpu else 'this package')}")
+                     f"{c.runs_on:<12}{c.repo or ('a folder of yours' if c.gpu else 'this package')}")
     return "\n".join([*lines, "", FOOTNOTES])

@@ -21,16 +21,20 @@ def draw(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def denoise(dit, noise: Tensor, text, motion: Tensor | None, image: Tensor | None, past, sigmas: list[float],
-            grad_at: int | None = None, generator: torch.Generator | None = None, whole_t: bool = False, **where) -> Tensor:
+            grad_at: int | None = None, generator: torch.Generator | None = None, whole_t: bool = False,
+            keys: list | None = None, **where) -> Tensor:
     """Few-step sampling of one chunk [B, chunk, C, h, w], with fresh noise between steps.
 
-    With `grad_at`, stop at that step and keep only its graph; without, no graph at all. where: `places`, if absolute.
+    With `grad_at`, stop at that step and keep only its graph; without, no graph at all. keys: a list that takes the keys and
+    values of the last step. where: `places`, if absolute.
     """
     x = noise
     for i, sigma in enumerate(sigmas):
         t = x.new_full(x.shape[:2], sigma)
         told = t if not whole_t else torch.full_like(t, int(1000 * sigma + 1e-6) / 1000, dtype=torch.float64)
         with torch.set_grad_enabled(i == grad_at):
+            if keys is not None and i + 1 == len(sigmas):
+                where = where | {"keys": keys}
             x0 = to_x0(x, dit(x, told, text, motion, image, past=past, **where), t)
         if i == grad_at or i + 1 == len(sigmas):
             return x0
@@ -51,13 +55,14 @@ class Roll:
              generator: torch.Generator | None = None) -> Tensor:
         self.settle()
         past, where = self._before(noise)
+        keys = None if self.config.clean else []
         x0 = denoise(self.dit, noise, self.text, motion, image, past, self.sigmas, grad_at, generator, self.config.whole_t,
-                     **where)
-        self._fresh = x0.detach(), motion, image, past, where
+                     keys, **where)
+        self._fresh = x0.detach(), motion, image, past, where, keys
         return x0
 
     def settle(self) -> bool:
-        """The clean pass at t = 0; False if there is nothing new to remember."""
+        """The clean pass at t = 0, if there is one; False if there is nothing new to remember."""
         if self._fresh is None:
             return False
         self._remember(*self._fresh)
@@ -92,9 +97,10 @@ class Roll:
         return past and self.dit.placed(past, x0.shape[-2:], **where), where
 
     @torch.no_grad()
-    def _remember(self, x0: Tensor, motion, image, past, where: dict) -> None:
+    def _remember(self, x0: Tensor, motion, image, past, where: dict, keys: list | None = None) -> None:
         new, piece = self._pieces(x0), self.cache.made
-        self.cache.push(self.dit.remember(x0, self.text, motion, image, past=past, **where), *new)
+        kvs = keys or self.dit.remember(x0, self.text, motion, image, past=past, **where)
+        self.cache.push([tuple(x.detach() for x in pair) for pair in kvs], *new)
         held = set().union(*self.cache.held())
         self._clean = [c for c in (*self._clean, (piece, x0, motion, image))
                        if held & set(range(c[0], c[0] + sum(self._pieces(c[1]) or [1])))]

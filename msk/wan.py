@@ -23,27 +23,34 @@ from .checkpoints import (
     to_wan_names,
     track_config,
 )
-from .config import DiTConfig, Preset
+from .config import PRESETS, DiTConfig, Preset
 from .dit import DiT
 from .encoders import CLIP, UMT5, FullVAE, MixedVAE, beside
-from .kit import Kit, assets, best_device, best_dtype, known
+from .fast import prepare
+from .kit import Kit, assets, best_dtype, device_of, known
 from .motion import TrackHead
 from .tinyvae import TinyVAE
 from .weights import fetch, fill, read_weights, save_weights, write_whole
 
 # Where the transformer of a preset lies on the hub: its repository, and the files in it (the last may be a LoRA).
 SOURCES = {
-    ("wan2.1-1.3b", "teacher"): ["transformer/*"],
-    ("wan2.1-i2v-14b", "teacher"): ["transformer/*"],
-    ("wan2.2-5b", "teacher"): ["transformer/*"],
-    ("fun-control-1.3b", "teacher"): ["diffusion_pytorch_model.safetensors"],
-    ("fun-inp-1.3b", "teacher"): ["diffusion_pytorch_model.safetensors"],
-    ("self-forcing-1.3b", "student"): ["checkpoints/self_forcing_dmd.pt"],
-    ("causal-forcing-1.3b", "student"): ["chunkwise/causal_forcing.pt"],
-    ("longlive-1.3b", "student"): ["models/longlive_base.pt", "models/lora.pt"],
+    ("wan2.1-1.3b", "teacher"): ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", ["transformer/*"]),
+    ("wan2.1-i2v-14b", "teacher"): ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", ["transformer/*"]),
+    ("wan2.2-5b", "teacher"): ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", ["transformer/*"]),
+    ("fun-control-1.3b", "teacher"): ("alibaba-pai/Wan2.1-Fun-1.3B-Control", ["diffusion_pytorch_model.safetensors"]),
+    ("fun-inp-1.3b", "teacher"): ("alibaba-pai/Wan2.1-Fun-1.3B-InP", ["diffusion_pytorch_model.safetensors"]),
+    ("self-forcing-1.3b", "student"): ("gdhe17/Self-Forcing", ["checkpoints/self_forcing_dmd.pt"]),
+    ("causal-forcing-1.3b", "student"): ("zhuhz22/Causal-Forcing", ["chunkwise/causal_forcing.pt"]),
+    ("longlive-1.3b", "student"): ("Efficient-Large-Model/LongLive-1.3B", ["models/longlive_base.pt", "models/lora.pt"]),
+    ("wantrack-1.3b", "student"): ("H1yori233/Track-v0", ["transformer/*"]),
+    ("wantrack-1.3b", "teacher"): ("noctuashap/TrackWan-1.3B-I2V-synth-stage2", ["transformer/*"]),
+    ("wantrack-1.3b-early", "teacher"): ("noctuashap/TrackWan-1.3B-I2V-synth-stage2", ["transformer/*"]),
 }
-# Autoencoder, umT5 and CLIP, by latent channels: one repository has them all.
+# Commits that others are known to have run; a repository without one here stays at the commit that came first.
+COMMITS = {"Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "0fad780a534b6463e45facd96134c9f345acfa5b"}
+# Autoencoder and CLIP, by latent channels; umT5 is the same for all, and half as large in 2.2's repository.
 PARTS = {16: "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", 48: "Wan-AI/Wan2.2-TI2V-5B-Diffusers"}
+WORDS = PARTS[48]
 # Input channels at the patch embedding, latent channels -> the preset whose inputs these are.
 LAYOUTS = {(16, 16): "wan2.1-1.3b", (36, 16): "wan2.1-i2v-14b", (48, 16): "fun-control-1.3b", (48, 48): "wan2.2-5b"}
 OURS = "msk.json"           # beside transformer/ in what `export` writes: the preset and the role
@@ -54,15 +61,16 @@ OURS = "msk.json"           # beside transformer/ in what `export` writes: the p
 def load(name: str, role: str = "teacher", device=None, dtype: torch.dtype | None = None,
          revision: str | None = None) -> Kit:
     """A big preset with its public weights; where those know no tracks, its track columns are zero, its head untrained."""
-    preset = known(name)
+    known(name)
     if (name, role) not in SOURCES:
         known_to = [f"load({n!r}, {r!r})" for n, r in SOURCES]
         raise FileNotFoundError(f"no public address is known for the {role} of {name}: give the file or folder of its "
                                 f"weights to load, or use {', '.join(known_to)}")
-    files = SOURCES[name, role]
-    folder = fetch(preset.repo, revision, files)
+    repo, files = SOURCES[name, role]
+    folder = fetch(repo, revision or COMMITS.get(repo), files)
     parts = [read(folder / file.removesuffix("/*")) for file in files]
-    return assemble(preset, _with_lora(parts, preset.repo), role, folder, preset.repo, device, dtype)
+    state, data = _with_lora(parts, repo), _config(folder / "transformer")
+    return assemble(recognise(state, data, like=name, name=name), state, role, folder, repo, device, dtype)
 
 
 def open_path(path, role: str = "student", device=None, dtype: torch.dtype | None = None, like: str | None = None,
@@ -91,12 +99,16 @@ def _gather(path: Path, which: str | None) -> tuple[dict, State, str]:
         state = read(path, which)
         return _config(path.parent), state, "forcing" if path.suffix in (".pt", ".pth") else ""
     inner = path / "transformer" if (path / "transformer").is_dir() else path
-    if list(inner.glob("*.safetensors")):
+    if list(inner.glob("*.safetensors")) or list(inner.glob("*.bin")):
         return _config(inner), read(inner), ""
     files = [p for folder in (path, path / "models", path / "checkpoints") for p in sorted(folder.glob("*.pt"))]
+    if parts := [*path.glob("*.distcp"), *path.glob("dcp/*.distcp")]:
+        raise ValueError(f"{path} is a training checkpoint in {len(parts)} parts, whose index is code to be run: make "
+                         "one file of it, if you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+                         f"{parts[0].parent} weights.pt")
     if not files:
-        raise FileNotFoundError(f"{path} holds no weights: wanted .safetensors there or in transformer/, or .pt files "
-                                "there, in models/ or in checkpoints/")
+        raise FileNotFoundError(f"{path} holds no weights: wanted .safetensors or .bin there or in transformer/, or .pt "
+                                "files there, in models/ or in checkpoints/")
     states = sorted((read(file, which) for file in files), key=is_lora)
     return _config(path), _with_lora(states, str(path)), "lora" if is_lora(states[-1]) else "forcing"
 
@@ -123,7 +135,8 @@ def recognise(state: State, data: dict, training: str = "", like: str | None = N
     patch = ours["patch_embedding.weight"]
     inside, out = patch.shape[1], len(ours["head.head.weight"]) // patch[0, 0].numel()
     if like is None:
-        like = "wantrack-1.3b" if tracked else LAYOUTS.get((inside, out))
+        like = LAYOUTS.get((inside, out)) if not tracked else next(
+            (p.name for p in PRESETS.values() if p.name.startswith("wantrack") and p.dit.dim == len(patch)), "wantrack-1.3b")
         like = {"forcing": "self-forcing-1.3b", "lora": "longlive-1.3b"}.get(training, like) if inside == 16 else like
     if like is None:
         raise ValueError(f"{inside} input and {out} latent channels are no layout that is known "
@@ -136,7 +149,8 @@ def recognise(state: State, data: dict, training: str = "", like: str | None = N
 
 def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, device=None,
              dtype: torch.dtype | None = None) -> Kit:
-    device = torch.device(device) if device is not None else best_device()
+    """Recognised weights as a kit. On CUDA the clock decides on attention, and MSK_FAST=1 compiles (see `fast.prepare`)."""
+    device = device_of(device)
     known_columns = to_wan_names(state)["patch_embedding.weight"].shape[1]
     if known_columns < sum(preset.dit.channels[name] for name in preset.dit.inputs):
         preset = replace(preset, dit=replace(preset.dit, base_channels=known_columns))
@@ -151,7 +165,10 @@ def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, 
     elif (parts / "track_head.safetensors").is_file():
         fill(head, read_weights(parts / "track_head.safetensors"), str(parts / "track_head.safetensors"))
     kit = Kit(dit, head, *outside(preset, parts), preset, role, outside_clip(preset.dit, parts))
-    return kit.eval().to(device, dtype or best_dtype(device))
+    kit = kit.eval().to(device, dtype or best_dtype(device))
+    if device.type == "cuda":
+        prepare(kit, "inductor" if os.environ.get("MSK_FAST", "0") not in ("", "0") else None)
+    return kit
 
 
 # what comes from outside
@@ -162,7 +179,7 @@ def outside(preset: Preset, folder: Path) -> tuple[nn.Module, nn.Module]:
     A tiny decoder takes the full one's place if a TAEHV lies among the assets, in the folder or at $MSK_TAEHV.
     """
     repo = PARTS.get(preset.vae.latent_channels, "")
-    text = UMT5(folder, repo)
+    text = UMT5(folder, WORDS if repo else "")
     places = [folder / "vae", folder / "Wan2.1_VAE.pth"]
     full = next((place for place in places if place.exists()), None)
     if tiny := tiny_vae(preset, folder):
@@ -204,10 +221,11 @@ WAN_STD = [2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
 
 # and back
 
-def export(kit: Kit, folder) -> Path:
+def export(kit: Kit, folder, shard: str = "10GB") -> Path:
     """A kit in diffusers' layout: its `WanTransformer3DModel` reads transformer/, and `msk.load` all of it.
 
-    The first input channels are the base's own; columns for tracks come last or where the base had its control.
+    shard: more than this goes into several files and an index. The first input channels are the base's own; columns for
+    tracks come last or where the base had its control.
     """
     folder = Path(folder)
     (folder / "transformer").mkdir(parents=True, exist_ok=True)
@@ -218,11 +236,24 @@ def export(kit: Kit, folder) -> Path:
               "eps": c.eps, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024,
               "image_dim": c.clip_dim or None, "added_kv_proj_dim": c.dim if c.clip_dim else None}
     write_whole(folder / "transformer" / "config.json", json.dumps(config, indent=2).encode())
-    save_weights(rename(kit.dit.state_dict(), DIFFUSERS),
-                 folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    _save_in_shards(rename(kit.dit.state_dict(), DIFFUSERS), folder / "transformer", shard)
     save_weights(kit.track_head.state_dict(), folder / "track_head.safetensors")
     full = kit.vae.full if isinstance(kit.vae, MixedVAE) else kit.vae
     if isinstance(full, FullVAE):
         full.vae.save_pretrained(folder / "vae")
     write_whole(folder / OURS, json.dumps({"role": kit.role, "preset": kit.preset.to_dict()}, indent=2).encode())
     return folder
+
+
+def _save_in_shards(state: State, folder: Path, most: str) -> None:
+    """As diffusers names them: one file, or so many and the index that joins them."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+    for old in folder.glob("diffusion_pytorch_model*.safetensors*"):
+        old.unlink()
+    plan = split_torch_state_dict_into_shards(
+        state, filename_pattern="diffusion_pytorch_model{suffix}.safetensors", max_shard_size=most)
+    for file, names in plan.filename_to_tensors.items():
+        save_weights({name: state[name] for name in names}, folder / file)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_whole(folder / "diffusion_pytorch_model.safetensors.index.json", json.dumps(index, indent=2).encode())

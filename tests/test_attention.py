@@ -117,3 +117,32 @@ def test_captured_maps_are_where_attention_went(close):
     close(maps[0], scores.masked_fill(~mask, float("-inf")).softmax(-1).mean(1))
     attend(q, k, v)
     assert len(maps) == 1
+
+
+def test_the_clock_chooses_and_every_way_gives_the_same(monkeypatch, close):
+    from msk import attention
+    monkeypatch.setattr(attention, "_chosen", {})
+    q, k, v = (torch.randn(1, n, 2, 16) for n in (24, 40, 40))
+    want = attend(q, k, v)
+    took = attention.choose("cpu", torch.float32, 24, 40, 2, 16)
+    assert set(took) == {"sdpa", "matmul"} and backend("cpu", torch.float32) == min(took, key=took.get)
+    assert backend("cpu", torch.bfloat16) == "matmul"                               # of this one nobody asked
+    for name in took:
+        attention._chosen["cpu", torch.float32] = name
+        close(attend(q, k, v), want)
+
+
+def test_a_way_that_refuses_is_not_chosen(monkeypatch):
+    from msk import attention
+    monkeypatch.setattr(attention, "_chosen", {})
+    monkeypatch.setattr(attention, "ways", lambda *_: ["cuDNN", "sdpa"])
+    real = attention.F.scaled_dot_product_attention
+
+    def picky(*args, **more):
+        if attention.backend("cpu", torch.float32) == "cuDNN":
+            raise RuntimeError("no kernel for this")
+        return real(*args, **more)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", picky)
+    assert list(attention.choose("cpu", torch.float32, 8, 8, 1, 16)) == ["sdpa"]
+    assert backend("cpu", torch.float32) == "sdpa"

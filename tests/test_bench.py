@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from msk import bench
+from msk.config import PRESETS
+from msk.models import toy
 
 KEYS = {"model", "device", "dtype", "attention", "threads", "height", "width", "chunk", "sink", "window", "steps", "fps",
         "latency_ms", "dit_ms", "decode_ms", "first_chunk_ms", "chunk_ms_first_decile", "chunk_ms_last_decile",
@@ -22,6 +24,31 @@ def test_the_figures_are_written_by_their_names(tmp_path, capsys):
     assert 0 < written["dit_ms"] and 0 < written["decode_ms"] and written["peak_memory_mb"] > 50
     assert "frames per second" in bench.table(report)
     assert torch.get_num_threads() == before and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["wan2.1-1.3b", "wan2.2-5b", "wantrack-1.3b"])
+def test_a_big_preset_runs_at_toy_size_on_a_cpu(name, tmp_path):
+    """`msk bench --model wan2.1-1.3b --random-weights`: no weight is zero, and the error of the dtype is said."""
+    from msk.cli import main
+    words = ["bench", "--model", name, "--random-weights", "--threads", "1", "--device", "cpu", "--json"]
+    assert main([*words, str(tmp_path / "b.json"), "--chunks", "10", "--warmup", "2"]) == 0
+    r = json.loads((tmp_path / "b.json").read_text())
+    assert set(r) >= KEYS | {"fps_without_clean_pass", "fps_denoise_alone", "chunk_ms_p95", "tflops", "start_up_s"}
+    assert r["model"] == f"{name}-toy" and r["random_weights"] and 0 <= r["relative_error"] < 0.05
+    assert r["fps"] < r["fps_without_clean_pass"] < r["fps_denoise_alone"] and r["start_up_s"]["first_frames"] > 0
+    assert main([*words, str(tmp_path / "t.json"), "--teacher"]) == 0
+    t = json.loads((tmp_path / "t.json").read_text())
+    assert (t["kind"], t["frames"], t["steps"]) == ("teacher", 81, 30 if "track" in name else 50)
+    assert t["fps"] == pytest.approx(81 / (t["steps"] * t["step_ms"] + t["decode_ms"]) * 1000)
+
+
+def test_random_weights_are_numbers_that_keep_their_size():
+    kit = bench.random_kit(toy(PRESETS["wantrack-1.3b"]), torch.device("cpu"))
+    assert all(p.abs().max() > 0 for module in kit.modules().values() for p in module.parameters() if p.ndim)
+    assert kit.vae.std.eq(1).all() and kit.vae.mean.eq(0).all()
+    answer = bench.probe(kit)
+    assert answer.shape == (1, 3, 16, 6, 8) and 0.1 < answer.std() < 10
+    assert torch.equal(answer, bench.probe(bench.random_kit(toy(PRESETS["wantrack-1.3b"]), torch.device("cpu"))))
 
 
 def row(chunk, latency, memory=100.0):

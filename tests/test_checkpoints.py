@@ -65,8 +65,11 @@ def test_the_averaged_weights_come_first_and_the_others_when_asked_for(tmp_path)
     assert torch.equal(checkpoints.read(tmp_path / "sf.pt", "generator")[name], plain[name])
     with pytest.raises(ValueError, match="no weights called 'ema'.*it holds generator, critic, generator_ema"):
         checkpoints.read(tmp_path / "sf.pt", "ema")
-    torch.save({"roles.student.transformer." + name: x for name, x in plain.items()}, tmp_path / "dcp.pt")
-    assert checkpoints.read(tmp_path / "dcp.pt").keys() == plain.keys()
+    flat = {"roles.student.transformer." + name: x for name, x in plain.items()}
+    torch.save({**flat, "roles.critic.transformer.head.head.bias": torch.ones(1), "step": 3}, tmp_path / "flat.pt")
+    torch.save({"roles": {"student": {"transformer": plain}}, "optimizers": {"lr": 1e-6}}, tmp_path / "nested.pt")
+    for file in ("flat.pt", "nested.pt"):                                           # FastVideo's trainer, made one file
+        assert checkpoints.read(tmp_path / file).keys() == plain.keys()
 
 
 def test_shards_are_joined(tmp_path):
@@ -82,16 +85,32 @@ def test_shards_are_joined(tmp_path):
     assert checkpoints.read(tmp_path).keys() == state.keys()
 
 
-def test_a_checkpoint_never_runs_code(tmp_path, monkeypatch):
+def test_shards_that_are_pickles_are_joined_and_a_lost_one_is_named(tmp_path):
+    state = toy().state_dict()
+    names = sorted(state)
+    halves = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+    for file, held in halves.items():
+        torch.save({name: state[name] for name in held}, tmp_path / file)
+    index = {"weight_map": {name: file for file, held in halves.items() for name in held}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    joined = checkpoints.read(tmp_path)
+    assert joined.keys() == state.keys() and torch.equal(joined["head.head.bias"], state["head.head.bias"])
+    (tmp_path / "pytorch_model-2.bin").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks pytorch_model-2.bin, of the 2 files that pytorch_model.bin.index"):
+        checkpoints.read(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["trap.pt", "trap.pth", "trap.bin"])
+def test_a_checkpoint_never_runs_code(tmp_path, monkeypatch, file):
     class Trap:
         def __reduce__(self):
             import os
             return os.mkdir, ("sprung",)
 
     monkeypatch.chdir(tmp_path)
-    torch.save({"model": Trap()}, "trap.pt")
+    torch.save({"model": Trap()}, file)
     with pytest.raises(ValueError, match="could not be read as weights"):
-        checkpoints.read("trap.pt")
+        checkpoints.read(file)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -155,7 +174,7 @@ def test_what_does_not_fit_is_said():
                                                "stray": torch.zeros(1)}, "this file")
     with pytest.raises(ValueError, match="is no Wan transformer"):
         checkpoints.fill_dit(toy(), {"a": torch.zeros(1)})
-    with pytest.raises(FileNotFoundError, match="no .safetensors in"):
+    with pytest.raises(FileNotFoundError, match="no .safetensors or .bin in"):
         checkpoints.read(GOLDEN.parent)
     with pytest.raises(ValueError, match="no state dict"):
         checkpoints.unwrap({"step": 3})

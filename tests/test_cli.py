@@ -181,6 +181,19 @@ def test_what_is_no_time_is_refused(text):
         cli.seconds(text)
 
 
+def test_every_key_that_does_not_fit_is_printed(tmp_path, capsys):
+    """The sentence names three of a kind; the lines below it name all."""
+    from msk.weights import save_weights
+    state = {"patch_embedding.weight": torch.zeros(128, 16, 1, 2, 2), "head.head.weight": torch.zeros(64, 128),
+             "text_embedding.0.weight": torch.zeros(128, 8), "time_embedding.0.weight": torch.zeros(128, 8),
+             "blocks.0.ffn.0.weight": torch.zeros(16, 128), **{f"stray.{i}": torch.zeros(1) for i in range(5)}}
+    save_weights(state, tmp_path / "few.safetensors")
+    assert cli.main(["widen", str(tmp_path / "few.safetensors"), "--out", str(tmp_path / "wide")]) == 2
+    said = capsys.readouterr().err
+    assert "5 unknown (stray.0, stray.1, stray.2, ...)" in said
+    assert "unknown: stray.0, stray.1, stray.2, stray.3, stray.4" in said and "blocks.0.self_attn.norm_k.weight" in said
+
+
 def test_each_mistake_is_one_sentence(toy, tmp_path, capsys):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG\r\n\x1a\nnothing")

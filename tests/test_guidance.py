@@ -47,6 +47,16 @@ def test_scales_that_sum_to_one_or_nothing_guide_nowhere(scene, scales, close):
     assert scene[0].calls == 1
 
 
+def test_three_passes_in_one_batch_say_the_same(scene, close):
+    dit, x, t, cond, *_ = scene
+    want = guided(scene, 3.0, 1.5)
+    assert dit.calls == 3
+    with torch.no_grad():
+        close(joint_guidance(dit, x, t, cond, 3.0, 1.5, together=True), want)
+        assert dit.calls == 4
+        close(joint_guidance(dit, x, t, cond, 3.0, 0.0, together=True), guided(scene, 3.0, 0.0))
+
+
 def test_without_motion_scale_it_is_text_guidance_on_top_of_motion(scene, close):
     *_, both, motion_only, _ = scene
     close(guided(scene, 3.0, 0.0), motion_only + 3.0 * (both - motion_only), atol=1e-3)

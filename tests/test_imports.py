@@ -16,6 +16,7 @@ MAY = {
     **{room: {"config"} for room in ("attention", "tracks", "tinyvae", "text")},
     **{room: {"config", "tracks"} for room in ("motion", "camera", "world", "trackers")},
     "video": {"config", "picture", "tracks"},
+    "grip": {"motion", "tracks"},
     "clips": {"config", "tracks", "video"},             # a clip is a video with its tracks
     "dit": {"config", "attention"},
     "sample": {"flow", "guidance"},
@@ -24,9 +25,10 @@ MAY = {
     "kit": ROUTE | SIDE | {"picture", "weights", "wan"},
     "checkpoints": {"config", "dit", "motion", "tinyvae", "weights"},
     "encoders": {"tinyvae", "weights", "kit", "checkpoints"},
-    "wan": ROUTE | SIDE | {"weights", "kit", "checkpoints", "encoders"},     # asked for lazily, by `load`, gives kits back
+    "fast": {"attention", "encoders", "kit", "tinyvae"},
+    "wan": ROUTE | SIDE | {"weights", "kit", "checkpoints", "encoders", "fast"},     # asked for lazily, gives kits
     "evaluate": ROUTE | SIDE | {"kit"},
-    "hands": ROUTE | SIDE | {"kit", "evaluate", "generate", "viz"},
+    "hands": ROUTE | SIDE | {"kit", "evaluate", "generate", "grip", "viz"},
     "real": ROUTE | SIDE | {"kit", "evaluate", "generate", "hands", "picture", "viz"},
     "words": ROUTE | SIDE | {"kit", "evaluate", "viz"},
     "ablations": ROUTE | SIDE | {"kit", "evaluate", "hands", "bench", "viz", "train"},

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from msk import kit as kits
+from msk import weights
 from msk.config import PRESETS
 from msk.kit import Kit, load
+from msk.models import toy
 from msk.stream import Stream
 from msk.tracks import Tracks
 
@@ -57,9 +59,43 @@ def test_the_seed_decides_random_weights_and_leaves_the_rest_alone():
 
 
 def test_half_precision_keeps_time_and_normalisation_exact():
-    kit = Kit.random("toy").to(dtype=torch.bfloat16)
-    assert kit.dtype == torch.bfloat16 and kit.dit.time_embedding[0].weight.dtype == torch.float32
+    kit, exact = Kit.random("toy").to(dtype=torch.bfloat16), Kit.random("toy")
+    assert kit.dtype == torch.bfloat16 and kit.dit.blocks[0].ffn[0].weight.dtype == torch.bfloat16
+    for part in ("time_embedding", "time_projection"):                              # not rounded on the way either
+        for a, b in zip(getattr(kit.dit, part).parameters(), getattr(exact.dit, part).parameters()):
+            assert torch.equal(a, b)
     assert kit.vae.mean.dtype == torch.float32 and kit.text.word.weight.dtype == torch.float32
+
+
+def test_each_device_gets_what_it_multiplies_fastest_with(monkeypatch):
+    for capability, dtype in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert kits.best_dtype("cuda") == dtype
+    assert kits.best_dtype("mps") == torch.float32
+
+
+@pytest.mark.parametrize("name", ["toy", "wan2.1-1.3b", "wantrack-1.3b"])
+def test_float16_loses_little_however_large_the_numbers_inside(name):
+    """As on a T4: what is summed over many numbers is summed in float32, so that nothing overflows on the way."""
+    preset = PRESETS[name] if name == "toy" else toy(PRESETS[name])
+    kit = Kit.random(preset)
+    g = torch.Generator().manual_seed(0)
+    for p in kit.dit.parameters():
+        p.copy_(torch.randn(p.shape, generator=g) * 0.1)
+    for p in kit.dit.patch_embedding.parameters():
+        p.mul_(300)                                                                 # squares are no half numbers any more
+    c, (h, w) = preset.dit, preset.geometry.latent_size
+    x, t = torch.randn(1, 2, c.latent_channels, h, w, generator=g), torch.full((1, 2), 0.7)
+    text = torch.randn(1, preset.text.length, c.text_dim, generator=g)
+    want = kit.dit(x, t, text)
+    made = kit.to(dtype=torch.float16).dit(x, t, text)
+    assert made.dtype == torch.float32 and ((made - want).norm() / want.norm()) < 0.02
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_here_is_said(tmp_path):
+    with pytest.raises(ValueError, match="cuda was asked for, but torch .* sees no GPU here: use cpu"):
+        load(pair(tmp_path), device="cuda")
 
 
 def test_a_condition_covers_the_clip(kit):
@@ -131,13 +167,15 @@ def test_a_repository_is_fetched_and_opened(tmp_path, monkeypatch):
     pair(tmp_path)
     asked = {}
 
-    def snapshot(repo, *, revision, allow_patterns):
+    def snapshot(repo, *, revision, allow_patterns, local_files_only):
         asked.update(repo=repo, revision=revision)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert load("someone/moves", revision="v2").name == "toy"
-    assert asked == {"repo": "someone/moves", "revision": "v2"}
+    monkeypatch.setattr(weights, "missing", lambda *_: ("abc", []))
+    for name, revision in (("someone/moves", "v2"), ("someone/moves@v2", None)):
+        assert load(name, revision=revision).name == "toy"
+        assert asked == {"repo": "someone/moves", "revision": "v2"}
 
 
 def test_no_network_is_one_sentence(monkeypatch):
@@ -146,8 +184,9 @@ def test_no_network_is_one_sentence(monkeypatch):
     def offline(*_, **__):
         raise OSError("no route to host\nand a long story")
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ConnectionError, match=r"someone/moves could not be fetched from the hub \(no route to host\)"):
+    with pytest.raises(ConnectionError, match=r"someone/moves .*could not be fetched from the hub \(no route to host\)"):
         load("someone/moves")
 
 

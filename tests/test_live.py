@@ -445,6 +445,31 @@ def test_a_hand_takes_over_from_a_kept_session(play, kept):
     until(lambda: len(moving(session)) > len(kept[2]) + 24)             # nothing holds it any more
 
 
+def test_a_move_of_the_camera_is_told_as_a_deed(play):
+    """A page must learn that there is something to take back; of one gesture, once."""
+    session = play()
+    for _ in range(3):
+        session.camera(right=0.02, down=0, zoom=0, roll=0, orbit=0, dolly=0)
+    assert [e["undo"] for e in session.events if e["type"] == "state"][-1] == 1
+
+
+def test_a_path_whose_speed_alone_changes_goes_on_where_it_is(play):
+    """What a page sends back was rounded on its way there: still the same way, also after it was dragged."""
+    session = play()
+    session.path(1, [(0, 0.1, 0.1), (1.23, 0.51234, 0.4), (4, 0.9, 0.5)])
+    session.grab([1])
+    session.move([Sample(1.0, 1, 0.133333, 0.1777777)])
+    session.release([1])
+    session.start()
+    point = session.points[1]
+    until(lambda: point.played > 0.3)
+    told = session.describe()["points"][0]
+    session.path(1, [tuple(node) for node in told["nodes"]], "loop", 2.0)
+    assert point.way.speed == 2.0 and point.played > 0.3
+    session.path(1, [(0, 0.1, 0.1), (4, 0.9, 0.5)])
+    assert point.played < 0.3
+
+
 def test_recall_finds_nothing_outside_its_folder(play, tmp_path):
     session = play(folder=tmp_path / "takes")
     (tmp_path / "take-x.json").write_text("{}")

@@ -5,7 +5,7 @@ import torch
 from msk.cli import main
 from msk.config import PRESETS
 from msk.kit import Kit
-from msk.models import card, flops, toy
+from msk.models import Card, card, flops, toy
 from msk.stream import Stream
 
 
@@ -15,7 +15,14 @@ def test_the_table_names_every_preset_and_marks_licences_that_nobody_states(caps
     rows = {line.split()[0]: line for line in said.splitlines() if line.split() and line.split()[0] in PRESETS}
     assert rows.keys() == PRESETS.keys()
     assert "! unstated" in rows["wantrack-1.3b"] and "!" not in rows["wan2.1-1.3b"]
-    assert "CPU" in rows["tiny"] and "a GPU" in rows["wan2.2-5b"]
+    assert "CPU" in rows["tiny"] and "GPU 16 GB" in rows["wan2.1-1.3b"] and "GPU 24 GB" in rows["wan2.2-5b"]
+    assert all(word in said for word in ("parameters", "memory", "disk", "licence", "runs on"))
+
+
+def test_a_card_that_is_sold_as_large_enough_is_not_always():
+    of = lambda gib: Card("a", 1, gib, 1.0, "MIT", True, "").runs_on
+    assert [of(gib) for gib in (6.1, 12.6, 12.8, 60, 200)] == ["GPU 16 GB", "GPU 16 GB", "GPU 24 GB", "GPU 80 GB",
+                                                               "GPU > 141 GB"]
 
 
 def test_a_card_counts_what_wantracks_makers_counted():

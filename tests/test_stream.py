@@ -1,9 +1,13 @@
 """The one rollout, and the stream that plays it."""
+from dataclasses import replace
+
 import pytest
 import torch
 
+from msk.cache import ChunkCache
 from msk.config import StreamConfig
-from msk.stream import Roll, Stream, denoise, draw, rollout
+from msk.flow import add_noise, schedule, to_x0
+from msk.stream import Roll, Stream, denoise, draw, given, rollout
 from msk.tracks import Tracks
 
 PAIRS = StreamConfig(chunk=2)
@@ -66,10 +70,30 @@ def test_a_chunk_costs_its_steps_and_one_clean_pass(make_dit, clip):
     assert counted.passes == (["plain"] * 3 + ["clean"]) * 3 + ["plain"] * 3
 
 
-def test_no_gradient_flows_through_the_past(make_dit, clip):
+def test_without_clean_passes_a_chunk_is_remembered_as_its_last_step_saw_it(make_dit, clip, close):
+    counted, (noise, text, motion, image) = Counted(make_dit()), clip(6)
+    config = replace(PAIRS, clean=False)
+    made = list(rollout(counted, noise, text, motion, image, config, generator=seeded()))
+    assert counted.passes == ["plain"] * 9
+    sigmas, g, cache, by_hand = schedule(PAIRS.steps, PAIRS.time_shift), seeded(), ChunkCache(PAIRS.sink, PAIRS.window), []
+    for i in range(3):                                                              # the slow way: the last step twice
+        now, past, x = slice(2 * i, 2 * i + 2), cache.past(), noise[:, 2 * i:2 * i + 2]
+        told = text, motion[:, now], given(counted.dit, image, now)
+        for k, sigma in enumerate(sigmas):
+            t = torch.full(x.shape[:2], sigma)
+            x0 = to_x0(x, counted.dit(x, t, *told, past=past), t)
+            last, x = x, add_noise(x0, draw(x0, g), torch.full(x.shape[:2], [*sigmas, 0][k + 1])) if k < 2 else x
+        by_hand.append(x0)
+        cache.push(counted.dit.trunk(last, t, *told, None, past, None)[-1])
+    close(torch.cat(made, 1), torch.cat(by_hand, 1))
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_no_gradient_flows_through_the_past(make_dit, clip, clean):
     dit, (noise, text, motion, image) = make_dit(), clip(4)
     motion = motion.requires_grad_()
-    chunks = list(rollout(dit, noise, text, motion, image, PAIRS, grad_at=0))
+    config = replace(PAIRS, clean=clean)
+    chunks = list(rollout(dit, noise, text, motion, image, config, grad_at=0 if clean else PAIRS.steps - 1))
     chunks[1].square().mean().backward()
     assert motion.grad[:, :2].abs().max() == 0 and motion.grad[:, 2:].abs().max() > 0
 

@@ -33,22 +33,25 @@ def by(vae, latents, sizes):
     return torch.cat(out, 1), [len(f[0]) for f in out]
 
 
-def test_it_decodes_what_taehv_decodes(taehv, close):
+def test_it_decodes_what_taehv_decodes(taehv, exact):
     vae, io = taehv
-    close(vae.decode(io["latents"])[0], io["decode.parallel"], atol=1e-5)
+    exact(vae.decode(io["latents"])[0], io["decode.parallel"])
+    exact(vae.decode(io["latents"])[0], io["decode.sequential"])
+    raw = io["decode.raw_parallel_untrimmed_unclamped"]                             # three frames more, before the first
+    exact(vae.decode(io["latents"], clamp=False)[0], raw[:, 3:])
 
 
 @pytest.mark.parametrize("sizes, key", [([1] * 6, "stream_1_by_1"), ([1, 3, 2], "stream_1_3_2")])
-def test_it_streams_what_taehv_streams(taehv, close, sizes, key):
+def test_it_streams_what_taehv_streams(taehv, exact, sizes, key):
     vae, io = taehv
     frames, counts = by(vae, io["latents"], sizes)
-    close(frames, io[f"decode.{key}"], atol=1e-5)
+    exact(frames, io[f"decode.{key}"])
     assert counts == io[f"{key}_counts"].tolist()
 
 
-def test_it_encodes_what_taehv_encodes(taehv, close):
+def test_it_encodes_what_taehv_encodes(taehv, exact):
     vae, io = taehv
-    close(vae.encode(io["video"]), io["encode.parallel"], atol=1e-5)
+    exact(vae.encode(io["video"]), io["encode.parallel"])
 
 
 def test_its_layers_have_taehvs_names_and_shapes():

@@ -292,6 +292,10 @@ def test_what_is_no_wan_is_said(tmp_path, taehv, monkeypatch):
     save_weights({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="a holds no Wan transformer"):
         load(tmp_path / "a.safetensors")
+    (tmp_path / "train/dcp").mkdir(parents=True)
+    (tmp_path / "train/dcp/__0_0.distcp").touch()
+    with pytest.raises(ValueError, match="in 1 parts, whose index is code.*dcp_to_torch .*dcp weights.pt"):
+        load(tmp_path / "train")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no kit called"):
         load(tmp_path / "empty")
@@ -336,6 +340,33 @@ def test_lighttae_is_told_by_its_name(taehv, tmp_path, monkeypatch):
     assert (theirs.latents_mean, theirs.latents_std) == (wan.WAN_MEAN, wan.WAN_STD)
 
 
+@pytest.mark.parametrize("like", ["wantrack-1.3b", "wantrack-14b"])
+def test_a_wantrack_file_of_either_size_is_known_by_its_weights(like):
+    """At full size, without memory: frame size, stream and licence follow."""
+    base = PRESETS[like]
+    with torch.device("meta"):
+        state = {**DiT(base.dit).state_dict(),
+                 "track_encoder.temporal_conv.weight": torch.zeros(16, 64, 4, 1, 1),
+                 "track_encoder.proj.weight": torch.zeros(16, 16, 1, 1, 1), "track_encoder.proj.bias": torch.zeros(16)}
+    for names in (state, checkpoints.to_diffusers_names(state), checkpoints.rename(state, checkpoints.FASTVIDEO)):
+        assert wan.recognise(names, {}) == base
+
+
+def test_a_preset_with_an_address_is_fetched_and_opened(tmp_path, taehv, monkeypatch):
+    """`msk demo --model wantrack-1.3b`: the student's repository, at a commit where one is asked for."""
+    monkeypatch.setenv("MSK_TAEHV", str(taehv(16)))
+    (tmp_path / "transformer").symlink_to(GOLDEN / "trackwan_tiny/transformer")
+    asked = []
+    monkeypatch.setattr(wan, "fetch", lambda *what: asked.append(what) or tmp_path)
+    for name, role in (("wantrack-1.3b", "student"), ("wantrack-1.3b@abc", "teacher"), ("wantrack-1.3b-early", "teacher")):
+        kit = load(name, role, dtype=torch.float32)
+        assert (kit.role, kit.name, kit.dit.config.dim) == (role, name.partition("@")[0], 64)
+        assert kit.dit.config.text_split == ("early" in name)
+    assert asked == [("H1yori233/Track-v0", None, ["transformer/*"]),
+                     ("noctuashap/TrackWan-1.3B-I2V-synth-stage2", "abc", ["transformer/*"]),
+                     ("noctuashap/TrackWan-1.3B-I2V-synth-stage2", None, ["transformer/*"])]
+
+
 def test_no_address_and_no_network_are_one_sentence_each(monkeypatch):
     with pytest.raises(FileNotFoundError, match="no public address is known for the student of wan2.2-5b"):
         load("wan2.2-5b", "student")
@@ -344,39 +375,48 @@ def test_no_address_and_no_network_are_one_sentence_each(monkeypatch):
     def offline(*_, **__):
         raise OSError("offline")
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ConnectionError, match="gdhe17/Self-Forcing could not be fetched"):
+    with pytest.raises(ConnectionError, match="gdhe17/Self-Forcing .*could not be fetched"):
         load("self-forcing-1.3b")
 
 
 # and back
 
-@pytest.mark.parametrize("name", ["wan2.1-1.3b", "wantrack-1.3b"])
+@pytest.mark.parametrize("name", ["wan2.1-1.3b", "fun-control-1.3b", "wantrack-1.3b", "wan2.2-5b"])
 def test_what_we_save_diffusers_loads_and_computes_alike(name, tmp_path, close):
     diffusers = pytest.importorskip("diffusers")
     base = PRESETS[name]
     preset = replace(base, dit=replace(base.dit, dim=64, heads=2, layers=2, ffn_dim=48, text_dim=24, freq_dim=32,
-                                       clip_dim=20 if base.dit.clip_dim else 0), geometry=Geometry(32, 48))
+                                       clip_dim=20 if base.dit.clip_dim else 0),
+                     geometry=Geometry(32, 48, base.geometry.stride))
     vae = FullVAE.open(GOLDEN / "diffusers_wan_vae")
     torch.manual_seed(0)
     kit = Kit(DiT(preset.dit), TrackHead(preset.tracks, preset.geometry), vae, None, preset, "teacher").eval()
     for p in kit.dit.parameters():
         torch.nn.init.normal_(p, std=0.1)
     wan.export(kit, tmp_path)
+    wan.export(kit, tmp_path, shard="200KB")                                        # over it, and in several files
+    assert len(list((tmp_path / "transformer").glob("diffusion_pytorch_model-*-of-*.safetensors"))) > 1
     theirs = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "transformer").eval().requires_grad_(False)
     g = torch.Generator().manual_seed(1)
-    x, text, t = torch.randn(1, 3, 16, 4, 6, generator=g), torch.randn(1, 512, 24, generator=g), torch.full((1, 3), 0.7)
     c = preset.dit
-    image = torch.randn(1, 3, c.mask_channels + 16, 4, 6, generator=g)
-    motion = torch.randn(1, 3, 16, 4, 6, generator=g)
+    noise = lambda channels: torch.randn(1, 3, channels, 4, 6, generator=g)
+    x, text, t = noise(c.latent_channels), torch.randn(1, 512, 24, generator=g), torch.full((1, 3), 0.7)
+    image = noise(c.mask_channels + 16) if c.image_channels else torch.zeros(1, 3, 16, 4, 6)
+    motion = noise(c.motion_channels)
     clip = torch.randn(1, 257, 20, generator=g) if c.clip_dim else None
     given = {"noise": x, "mask": image[:, :, :-16], "image": image[:, :, -16:], "motion": motion}
     inputs = torch.cat([given[part] for part in c.inputs], dim=2).transpose(1, 2)
     want = theirs(inputs, timestep=torch.tensor([700.0]), encoder_hidden_states=text,
                   encoder_hidden_states_image=clip, return_dict=False)[0].transpose(1, 2)
-    close(kit.dit(x, t, text, motion, image, clip=clip), want)
-    again = load(tmp_path, dtype=torch.float32)
+    close(kit.dit(x, t, text, motion, image if c.image_channels else None, clip=clip), want)
+    again, latents = load(tmp_path, dtype=torch.float32), torch.randn(1, 2, 16, 2, 3, generator=g)
     assert again.preset == preset and again.role == "teacher" and isinstance(again.vae, FullVAE)
+    their_vae = diffusers.AutoencoderKLWan.from_pretrained(tmp_path / "vae").eval().requires_grad_(False)
+    raw = (latents * vae.std.view(-1, 1, 1) + vae.mean.view(-1, 1, 1)).transpose(1, 2)
+    for decoder in (vae, again.vae):
+        close(decoder.decode(latents)[0], (their_vae.decode(raw).sample.transpose(1, 2) / 2 + 0.5).clamp(0, 1))
     for part in ("dit", "track_head"):
         state = getattr(again, part).state_dict()
         assert all(torch.equal(state[k], v) for k, v in getattr(kit, part).state_dict().items())

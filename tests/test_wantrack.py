@@ -15,7 +15,7 @@ from msk.dit import DiT
 from msk.flow import schedule, to_x0, twice_shifted
 from msk.guidance import Condition, joint_guidance
 from msk.kit import Kit
-from msk.motion import TrackHead
+from msk.motion import TrackHead, splat
 from msk.stream import Roll, Stream, draw, given, rollout
 from msk.tinyvae import TinyVAE
 from msk.tracks import Tracks
@@ -52,6 +52,7 @@ def test_golden_teacher(model, golden, exact):
     exact(motion, io["track_map"].transpose(1, 2))
     image, text = io["cond20"].transpose(1, 2), io["in.text"]
     cond = Condition(text, motion, image, torch.zeros_like(text), io["in.clip"])
+    exact(torch.cat([io["in.noise"], image, motion], 2), io["t1000.input52"].transpose(1, 2))
     for level, t in (("1000", 1.0), ("947.368", 18 / 19), ("500", 0.5)):
         t = torch.full((1, 5), t, dtype=torch.float64)                              # float32 would round it
         exact(dit(io["in.noise"], t, text, motion, image, clip=cond.clip), io[f"t{level}.v_full"])
@@ -94,6 +95,22 @@ def test_golden_track_encoder(golden, exact, bias):
 
 
 @pytest.mark.parametrize("bias", ["bias", "nobias"])
+def test_golden_raster(golden, exact, bias):
+    """Before the convolutions: where points meet they add, those outside are at the edge, halves go to the even cell."""
+    head, io, ours = golden_head(golden, bias)
+    faint = (io["A.visibility"] > 0) & (io["A.visibility"] < 1)
+    stamps = lambda tracks: splat(tracks, head.geometry, head.config)
+    exact(0.75 * stamps(ours.hide(faint)) + 0.25 * stamps(ours), io["A.raster"].transpose(1, 2))
+
+
+def test_golden_track_encoder_of_two_long_clips(golden, exact):
+    head, io, _ = golden_head(golden, "bias")
+    head.geometry = Geometry(32, 48)
+    points = io["B.points"] * torch.tensor([48.0, 32.0])
+    exact(head(Tracks(points, io["B.visibility"] > 0.5, io["B.ids"].long())), io["B.track_map"].transpose(1, 2))
+
+
+@pytest.mark.parametrize("bias", ["bias", "nobias"])
 def test_golden_windows_of_the_track_encoder_are_what_a_stream_encodes(golden, exact, bias):
     """A chunk's map needs its own pixel frames only: the first latent its one, the next three their twelve."""
     head, io, ours = golden_head(golden, bias)
@@ -130,7 +147,7 @@ def test_golden_student(model, golden, exact, policy, sink, plan):
             t = torch.full((1, new), level / 1000, dtype=torch.float64)
             exact(dit(io["in.noise"][:, now], t, text, *told, past=past, **where), io[f"{case}.b{i}.t{level}.v"])
         cache.push(dit.remember(io["in.clean"][:, now], text, *told, past=past, **where), new)
-        assert io[f"{case}.b{i}.cache_idx"][0] == 12 * cache.made
+        assert io[f"{case}.b{i}.cache_idx"].tolist() == [12 * cache.made, 12 * min(cache.made, 6)]
     k, v = cache.past(0)[0]
     k = rope(k, (6, 3, 4), cache.places(0)) if absolute else k
     exact(k, io[f"{case}.final_cache_k_layer0"])
@@ -158,6 +175,23 @@ def test_the_teachers_levels_are_diffusers_schedulers(close):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0)
     scheduler.set_timesteps(30)
     close(torch.tensor([*twice_shifted(30, 6.0), 0.0]), scheduler.sigmas, atol=1e-6)
+
+
+@pytest.mark.parametrize("twice, levels", [(True, twice_shifted(3, 6.0)), (False, schedule(3, 6.0))])
+def test_a_teacher_is_sampled_at_the_levels_it_was_made_for(kit, monkeypatch, twice, levels):
+    from msk import generate
+    seen, plain = [], generate.sample
+
+    def noted(*given):
+        for step in plain(*given):
+            seen.append(step.t)
+            yield step
+
+    monkeypatch.setattr(generate, "sample", noted)
+    teacher = replace(kit, preset=replace(kit.preset, sample_steps=3, shifted_twice=twice))
+    (frames,) = generate.by_teacher(teacher, "a fish", torch.rand(3, 48, 64), None, 5)
+    assert frames.shape == (5, 3, 48, 64) and seen == levels
+    assert PRESETS["wantrack-1.3b"].shifted_twice and not PRESETS["wan2.1-1.3b"].shifted_twice
 
 
 def test_the_transformer_is_told_whole_thousandths_and_the_path_is_exact(model):

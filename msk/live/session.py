@@ -226,7 +226,10 @@ class Session:
             flown = tuple((part, v + (dict(last[1])[part] if last else 0.0)) for part, v in taken.items())
             self._deeds.did({"camera": (tuple((part, -v) for part, v in flown), flown)}, instead=last is not None)
             self._flown = now
-            self._changed.notify_all()
+            if last is None:
+                self._tell()                            # there is one more deed to take back
+            else:
+                self._changed.notify_all()
 
     def grip(self, on: bool = True) -> None:
         """Do points take hold of the whole thing under them, or of their spot alone?"""
@@ -285,7 +288,7 @@ class Session:
             way, now = Way(tuple((s, self._place(x, y)) for s, x, y in nodes), loop, speed), self._now(t)
             if id in self.points:
                 point = self.points[id]
-                again = point.way is None or way.nodes != point.way.nodes
+                again = point.way is None or not way.goes_like(point.way)
                 point.kind, point.way, point.leaving = "path", way, False
                 point.played = 0.0 if again else point.played
                 if not self._runs:

@@ -1,108 +1,11 @@
-// The stage: a canvas that plays a stream and sends back what pointers do. Plain script, no build, nothing from outside.
+// The stage: a canvas that plays a stream and sends back what pointers do. Plain script, no build, nothing from outside:
+// look.js, ways.js, ink.js and flying.js stand before it in one text.
 //
 //     const stage = mountStage(element, socketHost({url, token}))        // a page
 //     const stage = mountStage(element, modelHost(model))                // a notebook (anywidget)
 //
 // What goes over the line is described in protocol.py. The overlay is drawn here, at the screen's own rate; frames are
 // shown when the server's clock says so. For tests and other scripts, `element.mskStage` is the stage.
-
-const STAGE_CSS = `
-:host { display: block; --live: #3ddc97; --pin: #ff5d5d; --path: #5aa9ff; --ink: #e8ecf3; --dim: #8a94a6; --card: #12151c; --line: #262c38; --accent: #7aa2ff; }
-* { box-sizing: border-box; }
-.stage { font: 13px/1.4 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--card);
-  border: 1px solid var(--line); border-radius: 16px; padding: 12px; max-width: 640px; margin: 0 auto; outline: none;
-  box-shadow: 0 12px 40px rgb(0 0 0 / .25); }
-.stage:focus-visible { border-color: var(--accent); }
-.head { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 4px 14px; padding: 0 4px 10px; font-variant-numeric: tabular-nums; }
-.who { display: flex; align-items: center; gap: 8px; font-weight: 600; }
-.dot { width: 9px; height: 9px; border-radius: 50%; background: var(--dim); transition: background .2s; }
-.dot.playing { background: var(--live); box-shadow: 0 0 0 4px rgb(61 220 151 / .18); }
-.dot.paused { background: #ffc857; } .dot.failed, .dot.lost { background: var(--pin); }
-.hud { display: flex; gap: 14px; color: var(--dim); }
-.hud b { color: var(--ink); font-weight: 600; }
-.screen { position: relative; width: 100%; max-height: 74vh; margin: 0 auto; border-radius: 10px; overflow: hidden; background: #05070a; touch-action: none; }
-canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
-.top { cursor: crosshair; } .top.over { cursor: grab; } .top.dragging { cursor: grabbing; }
-.veil { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center; text-align: center; padding: 24px;
-  background: rgb(5 7 10 / .74); font-size: 15px; pointer-events: none; opacity: 0; transition: opacity .2s; }
-.veil.on { opacity: 1; }
-.hint { position: absolute; left: 50%; bottom: 14px; transform: translateX(-50%); padding: 7px 14px; border-radius: 99px; max-width: calc(100% - 24px);
-  background: rgb(5 7 10 / .72); color: var(--ink); pointer-events: none; opacity: 0; transition: opacity .25s; text-align: center; }
-.hint.on { opacity: 1; } .hint.error { background: rgb(122 24 32 / .92); }
-.bar { display: flex; flex-wrap: wrap; gap: 6px; padding-top: 12px; align-items: center; }
-.gap { flex: 1; }
-.tools { padding-top: 8px; column-gap: 8px; color: var(--dim); } .tools .pick + .label { margin-left: 10px; }
-button { font: inherit; color: var(--ink); background: #1c212c; border: 1px solid var(--line); border-radius: 9px; padding: 7px 12px; cursor: pointer;
-  display: inline-flex; align-items: center; gap: 7px; white-space: nowrap; }
-button:hover:not(:disabled) { background: #252c3a; } button:disabled { opacity: .4; cursor: default; }
-button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-button.main { background: var(--live); border-color: var(--live); color: #06120c; font-weight: 650; }
-button.main:hover:not(:disabled) { background: #5be7ac; }
-.pick { display: inline-flex; border: 1px solid var(--line); border-radius: 9px; overflow: hidden; }
-.pick button { border: 0; border-radius: 0; background: transparent; color: var(--dim); padding: 7px 10px; }
-.pick button[aria-pressed=true] { background: #252c3a; color: var(--ink); }
-.pip { width: 9px; height: 9px; border-radius: 50%; display: inline-block; }
-kbd { font: 11px/1 ui-monospace, Consolas, monospace; color: inherit; opacity: .6; border: 1px solid currentColor; border-radius: 4px; padding: 2px 4px; }
-select { font: inherit; color: var(--ink); background: #1c212c; border: 1px solid var(--line); border-radius: 9px; padding: 7px 6px; }
-label { display: inline-flex; align-items: center; gap: 5px; color: var(--dim); }
-.help { position: absolute; inset: 0; margin: 0; padding: 20px; display: none; grid-template-columns: max-content 1fr; gap: 7px 16px; align-content: center;
-  background: rgb(5 7 10 / .9); overflow: auto; } .help.on { display: grid; }
-.help dt { text-align: right; font-weight: 600; } .help dd { margin: 0; color: var(--dim); } [hidden] { display: none !important; }
-@media (max-width: 480px) { .stage { padding: 8px; border-radius: 12px; } kbd { display: none; } button { padding: 8px 10px; } .hud { gap: 8px; flex-basis: 100%; font-size: 12px; white-space: nowrap; overflow: hidden; } .tools .pick + .label { margin-left: 0; } }
-@media (prefers-reduced-motion: reduce) { * { transition: none !important; } }
-`;
-
-const KEYS = [["Press and drag", "what is under the pointer follows it"], ["Shift click", "pin a spot, or free it"], ["Enter", "start, end"], ["Space", "pause, go on"],
-  ["Ctrl Z", "take the last deed back"], ["Ctrl Y, Ctrl Shift Z", "do it again"], ["A", "fresh anchor: hold the video to how it looks now"],
-  ["Arrows", "move the chosen point (with Shift, further)"], ["Delete, Backspace", "remove it"], ["Esc", "choose none, close this"], ["?", "this list"]];
-const EXPORTS = { mp4: "mp4", webp: "webp", gif: "gif", png: "still", npz: "tracks (npz)", tracks: "tracks (json)", session: "session" };
-
-const STAGE_HTML = `
-<style>${STAGE_CSS}</style>
-<div class="stage" tabindex="0" role="application" aria-roledescription="live canvas"
-     aria-label="Live canvas. Click to add a point, drag it while the video plays. Enter starts and ends, Space pauses, Control Z takes back, Control Y does it again, A makes a fresh anchor, Delete removes the chosen point, arrows move it, question mark lists all keys.">
-  <div class="head">
-    <div class="who"><span class="dot"></span><span class="state">connecting</span></div>
-    <div class="hud" aria-hidden="true"><span><b class="fps">–</b> fps</span><span title="from moving the pointer to a frame that knows of it (median; of 95 in a hundred at most)"><b class="ms">–</b> ms, p95 <b class="p95">–</b></span>
-      <span>chunk <b class="chunk">–</b></span><span title="JPEG quality: falls when the link is thin">q<b class="q">–</b></span>
-      <span class="way" title="how frames come: ws, a WebSocket; http, where a proxy lets none through"></span></div>
-  </div>
-  <div class="screen"><canvas class="video"></canvas><canvas class="top"></canvas>
-    <div class="veil on" role="status">Connecting…</div><div class="hint" role="status" aria-live="polite"></div>
-    <dl class="help" aria-label="Keys">${KEYS.map(([keys, what]) => `<dt>${keys}</dt><dd>${what}</dd>`).join("")}</dl></div>
-  <div class="bar">
-    <button class="main" data-do="toggle" title="Enter"><span>Start</span> <kbd>Enter</kbd></button>
-    <button data-do="hold" title="Space"><span>Pause</span> <kbd>Space</kbd></button>
-    <button data-do="reset" title="Back to the picture">Reset</button>
-    <button data-do="undo" title="Ctrl Z">Undo</button>
-    <button data-do="redo" title="Ctrl Y">Redo</button>
-    <button data-do="anchor" title="A: hold the video to how it looks now, not to how it began">Anchor</button>
-  </div>
-  <div class="bar">
-    <button data-do="file" title="Everything shown since Start">Export <span>mp4</span></button>
-    <select class="what" aria-label="What to export">${Object.entries(EXPORTS).map(([what, name]) => `<option value="${what}">${name}</option>`).join("")}</select>
-    <label title="Says in a corner of the picture that it was generated"><input type="checkbox" class="tag"> with a mark</label>
-    <span class="gap"></span>
-    <button data-do="last" hidden>Last session</button>
-    <button data-do="bring" title="Play a saved session again, and go on where it ended">Open session</button>
-    <button data-do="help" title="All keys" aria-label="Keys">?</button>
-  </div>
-  <div class="bar tools">
-    <span class="label">A click adds</span>
-    <span class="pick" role="group" aria-label="What a click adds">
-      <button data-tool="live" aria-pressed="true" title="Points you drag"><i class="pip" style="background:var(--live)"></i>a handle</button>
-      <button data-tool="pin" aria-pressed="false" title="Points that stay (or Shift-click)"><i class="pip" style="background:var(--pin)"></i>a pin</button>
-    </span>
-    <span class="label">Released, it</span>
-    <span class="pick" role="group" aria-label="When a point is released">
-      <button data-keep="yes" aria-pressed="true" title="A released point holds its place">holds</button>
-      <button data-keep="no" aria-pressed="false" title="A released point lets go of the thing">lets go</button>
-    </span>
-  </div>
-</div>`;
-
-const WORDS = { empty: "no picture yet", opening: "getting ready", ready: "ready", playing: "playing", paused: "paused", ended: "ended",
-  failed: "stopped", lost: "link lost", queue: "waiting", connecting: "connecting" };
 
 function readFrame(buffer) {
   const view = new DataView(buffer), count = view.getUint8(2), marks = [];
@@ -133,6 +36,7 @@ function packAck(seq) {
 const median = (list) => list.length ? [...list].sort((a, b) => a - b)[list.length >> 1] : NaN;
 const share95 = (list) => list.length ? [...list].sort((a, b) => a - b)[Math.min(list.length - 1, Math.floor(0.95 * list.length))] : NaN;
 const clamp = (v) => Math.min(Math.max(v, 0), 1);
+const lastOf = (list) => list[list.length - 1];
 
 // -- the connection: two ways to the server, tried in this order -------------------------------------------------------
 // A line carries the messages of protocol.py: `hear(data)` for each that comes, `gone(why)` once when it ends.
@@ -290,20 +194,32 @@ function modelHost(model) {
 function mountStage(el, host) {
   const root = el.shadowRoot || el.attachShadow({ mode: "open" });
   root.innerHTML = STAGE_HTML;
-  const $ = (selector) => root.querySelector(selector);
+  const $ = (selector) => root.querySelector(selector), all = (selector) => root.querySelectorAll(selector);
   const box = $(".stage"), screen = $(".screen"), video = $(".video"), top = $(".top"), veil = $(".veil"), hint = $(".hint");
   const pen = video.getContext("2d"), ink = top.getContext("2d");
 
-  let hello = { width: 1, height: 1, fps: 24, max_points: 144 }, state = "connecting", greeted = false;
-  let tool = "live", keep = true, chosen = null, over = null, nextId = 1, offset = Infinity, lastEcho = -Infinity, undoable = 0, redoable = 0, script = 0, prompt = null, stale = true;
+  let hello = { width: 1, height: 1, fps: 24, max_points: 144, max_nodes: 160, map: false };
+  let state = "connecting", greeted = false, looking = false, nextId = 1;
+  let tool = "live", keep = true, gridKind = "live", spacing = 0.14, wayLoop = "once", waySpeed = 1, sliding = false;
+  let over = null, rubber = null;             // the point and the place under the pointer
+  let cross = null, corner = null;            // the keyboard's place, and where its box began
+  let draft = null;                           // a path that is being drawn: {id, nodes, clicked, clickedAt}
+  let offset = Infinity, lastEcho = -Infinity, undoable = 0, redoable = 0, script = 0, prompt = null, stale = true;
+  let grip = false, rest = false, things = [];         // do points take whole things, does the rest stay; outlines
   let current = null, queue = [], samples = [], pending = [], hintUntil = 0, hintText = "", hintBad = false;
   const remembered = { get take() { try { return localStorage.getItem("msk-take"); } catch { return null; } },
     set take(name) { try { localStorage.setItem("msk-take", name); } catch { } } };
   const last = host.everywhere ? remembered.take : null;     // the take that this browser made before
-  const points = new Map();           // id -> {kind, x, y, shown, trail, born, leaving}: x, y where it should be, shown where it is
-  const drags = new Map();            // pointerId -> {id, dx, dy, moved, fresh, at}
+  // id -> {kind, x, y, shown, trail, born, leaving, nodes, loop, speed, head}: x, y where it should be, shown where it is;
+  // of a path, x, y is its start, nodes its way and head the time it is shown at
+  const points = new Map();
+  const chosen = new Set();
+  const hands = new Map();            // pointerId -> what it is doing: {ids, move(event, at), up(event)}
+  const maps = new Map();             // chunk -> what the model was told then
   const kept = [], draws = [], latencies = [], errors = [];
   const stats = { received: 0, drawn: 0, skipped: 0, errors };
+  const tall = () => hello.height / hello.width;
+  const runs = () => state === "playing" || state === "paused";
 
   // -- the line ------------------------------------------------------------------------------------------------------
   const say = (message) => host.send(message);
@@ -321,33 +237,45 @@ function mountStage(el, host) {
     refresh();
   }
 
+  function newPoint(id, kind, { x, y }) {
+    points.set(id, { kind, x, y, shown: null, trail: [], born: performance.now(), leaving: false, nodes: null, head: null });
+    nextId = Math.max(nextId, id + 1);
+  }
+
+  function takePoints(listed) {
+    const held = new Set([...hands.values()].flatMap((hand) => hand.ids)), ids = new Set(listed.map((p) => p.id));
+    for (const [id, p] of points) if (!ids.has(id) && performance.now() - p.born > 1500) points.delete(id);
+    for (const p of listed) {
+      const { nodes = null, loop, speed } = p;
+      if (!points.has(p.id)) newPoint(p.id, p.kind, p);
+      const mine = points.get(p.id);
+      Object.assign(mine, { kind: p.kind, leaving: p.leaving, born: -1e9, loop, speed });
+      if (!held.has(p.id)) Object.assign(mine, { x: p.x, y: p.y, nodes });
+    }
+    for (const id of chosen) if (!points.has(id)) chosen.delete(id);
+  }
+
   function word(m) {
     if (m.type === "hello") {
       hello = m; greeted = true; offset = Infinity; lastEcho = -Infinity; queue = []; pending = [];
       screen.style.aspectRatio = `${m.width} / ${m.height}`;
-      screen.style.maxWidth = `calc(74vh * ${m.width / m.height})`;
+      screen.style.maxWidth = `calc(68vh * ${m.width / m.height})`;
       veil.classList.remove("on");
       if (last && m.keeps) say({ type: "recall", take: last });
+      if (looking) say({ type: "look", on: true });
       resize();
     } else if (m.type === "state") {
-      const listed = new Set(m.points.map((p) => p.id)), held = new Set([...drags.values()].map((d) => d.id));
-      for (const [id, p] of points) if (!listed.has(id) && performance.now() - p.born > 1500) points.delete(id);
-      for (const p of m.points) {
-        const mine = points.get(p.id);
-        nextId = Math.max(nextId, p.id + 1);
-        if (!mine) points.set(p.id, { kind: p.kind, x: p.x, y: p.y, shown: null, trail: [], born: -1e9, leaving: p.leaving });
-        else {
-          mine.kind = p.kind; mine.leaving = p.leaving; mine.born = -1e9;
-          if (!held.has(p.id)) { mine.x = p.x; mine.y = p.y; }
-        }
-      }
-      if (chosen !== null && !points.has(chosen)) chosen = null;
-      undoable = m.undo; redoable = m.redo; script = m.script;
+      takePoints(m.points);
+      undoable = m.undo; redoable = m.redo; script = m.script; grip = m.grip; rest = m.rest; things = m.things;
       if (m.take && host.everywhere) remembered.take = m.take;
       if (m.prompt !== prompt) el.dispatchEvent(new CustomEvent("msk-prompt", { detail: prompt = m.prompt, bubbles: true }));
       veil.classList.remove("on");
-      if (m.state === "opening") { queue = []; pending = []; lastEcho = -Infinity; }
+      if (m.state === "opening") { queue = []; pending = []; lastEcho = -Infinity; maps.clear(); showMap(); }
       setState(m.state);
+    } else if (m.type === "map") {
+      maps.set(m.chunk, m);
+      for (const chunk of maps.keys()) if (chunk < m.chunk - 4) maps.delete(chunk);
+      showMap();
     } else if (m.type === "queue") {
       veil.textContent = m.message; veil.classList.add("on"); setState("queue");
     } else if (m.type === "error") note(m.message, true, 8);
@@ -373,15 +301,17 @@ function mountStage(el, host) {
   }
 
   function lost(why) {
-    drags.clear(); greeted = false;
+    hands.clear(); fingers.clear(); flying.stop(); greeted = false; draft = corner = null;
     veil.textContent = why; veil.classList.add("on"); setState("lost");
   }
 
   // -- drawing -------------------------------------------------------------------------------------------------------
   function resize() {
-    const scale = Math.min(devicePixelRatio || 1, 2), width = Math.round(screen.clientWidth * scale), height = Math.round(screen.clientHeight * scale);
+    const scale = Math.min(devicePixelRatio || 1, 2);
+    const width = Math.round(screen.clientWidth * scale), height = Math.round(screen.clientHeight * scale);
     if (!width || !height) return;
-    for (const canvas of [video, top]) if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
+    for (const canvas of [video, top])
+      if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
     stale = true;
     paint();
   }
@@ -393,7 +323,7 @@ function mountStage(el, host) {
   }
 
   function show(f) {
-    const now = performance.now();
+    const now = performance.now(), before = current;
     if (current && current.bitmap && current !== f) current.bitmap.close();
     current = f; f.shownAt = now;
     stats.drawn += 1;
@@ -404,18 +334,34 @@ function mountStage(el, host) {
       pending = pending.filter((t) => t > f.echo || !latencies.push(now - t));
       if (latencies.length > 300) latencies.splice(0, latencies.length - 300);
     }
-    const marked = new Set();
+    for (const p of points.values()) p.shown = null;
     for (const m of f.marks) {
-      const p = points.get(m.id);
-      marked.add(m.id);
+      const p = m.kind === "camera" ? null : points.get(m.id);       // the camera's grid has numbers of its own
       if (!p) continue;
       p.shown = { x: m.x, y: m.y };
       p.trail.push(p.shown);
       if (p.trail.length > 18) p.trail.shift();
+      if (p.nodes) p.head = f.still ? null : timeNear(p.nodes, m.x, m.y, (p.head || 0) + (p.speed || 1) / hello.fps, tall());
     }
-    for (const [id, p] of points) if (!marked.has(id)) p.shown = null;
-    if (f.still) for (const p of points.values()) p.trail = [];
+    if (f.still) for (const p of points.values()) { p.trail = []; p.head = null; }
+    if (!before || before.chunk !== f.chunk || before.still !== f.still) showMap();
     paint();
+  }
+
+  // What the model was told for the chunk that is on the screen: its latent frames side by side.
+  function showMap() {
+    const told = maps.get(current && !current.still ? current.chunk : -1), figure = $(".map"), tiles = $(".tiles");
+    figure.hidden = !looking;
+    if (!looking) return;
+    $(".map figcaption").textContent = !told ? "Nothing has been told yet: here will be the motion map of each chunk."
+      : `Chunk ${told.chunk}: the motion map, one picture for each latent frame. Black: nothing is said there.`;
+    tiles.replaceChildren(...Array.from({ length: told ? told.frames : 3 }, (_, i) => {
+      const tile = document.createElement("i");
+      tile.style.aspectRatio = `${hello.width} / ${hello.height}`;
+      if (told) Object.assign(tile.style, { backgroundImage: `url(data:image/png;base64,${told.picture})`,
+        backgroundSize: `${100 * told.frames}% 100%`, backgroundPosition: `${100 * i / Math.max(1, told.frames - 1)}% 0` });
+      return tile;
+    }));
   }
 
   function tick() {
@@ -427,63 +373,63 @@ function mountStage(el, host) {
       due = queue.shift();
     }
     if (due) show(due);
-    if (samples.length) {
-      while (samples.length) host.send(packSamples(samples.splice(0, 64)));
-    }
-    if (due || stale || drags.size || (hintUntil && now > hintUntil)) overlay(now);
+    sendSamples();
+    flying.tick(now);
+    if (due || stale || hands.size || (hintUntil && now > hintUntil)) overlay(now);
     if (now - tick.last > 250) { tick.last = now; figures(now); }
     requestAnimationFrame(tick);
   }
   tick.last = 0; tick.away = 0;
+
+  function sendSamples() {
+    while (samples.length) host.send(packSamples(samples.splice(0, 64)));
+  }
 
   const placeOf = (p) => p.shown && state !== "ready" && state !== "opening" ? p.shown : p;
 
   function overlay(now) {
     stale = false;
     if (now > hintUntil) hintUntil = 0;
-    const w = top.width, h = top.height, unit = w / Math.max(1, screen.clientWidth);
+    const w = top.width, h = top.height, unit = w / Math.max(1, screen.clientWidth), sheet = { ink, w, h, unit };
     ink.clearRect(0, 0, w, h);
-    const held = new Set([...drags.values()].map((d) => d.id));
+    const inHand = new Set([...hands.values()].flatMap((hand) => hand.ids));
+    if (current && runs()) inkFlight(sheet, current.marks.filter((m) => m.kind === "camera"));
+    if (state !== "playing") for (const corners of things) inkThing(sheet, corners);
+    for (const [id, p] of points)
+      if (p.nodes) inkWay(sheet, p, { fps: hello.fps, chosen: chosen.has(id) || over === id, head: runs() ? p.head : null });
     for (const [id, p] of points) {
-      const here = placeOf(p), x = here.x * w, y = here.y * h, tx = p.x * w, ty = p.y * h;
-      const colour = { pin: "255,93,93", path: "90,169,255" }[p.kind] || "61,220,151";
-      if (p.kind !== "pin" && p.trail.length > 1 && state === "playing") {
-        ink.lineCap = "round"; ink.lineWidth = 3 * unit;
-        for (let i = 1; i < p.trail.length; i++) {
-          ink.strokeStyle = `rgba(${colour},${0.55 * i / p.trail.length})`;
-          ink.beginPath(); ink.moveTo(p.trail[i - 1].x * w, p.trail[i - 1].y * h); ink.lineTo(p.trail[i].x * w, p.trail[i].y * h); ink.stroke();
-        }
-      }
-      if (p.kind !== "pin" && Math.hypot(tx - x, ty - y) > 4 * unit) {           // a leash to where the hand is
-        ink.strokeStyle = "rgba(255,255,255,.55)"; ink.lineWidth = 1.5 * unit; ink.setLineDash([4 * unit, 4 * unit]);
-        ink.beginPath(); ink.moveTo(x, y); ink.lineTo(tx, ty); ink.stroke(); ink.setLineDash([]);
-        ink.strokeStyle = `rgba(${colour},.95)`; ink.lineWidth = 2 * unit;
-        ink.beginPath(); ink.arc(tx, ty, 7 * unit, 0, 7); ink.stroke();
-      }
-      const r = (held.has(id) ? 8 : 6.5) * unit;
-      ink.fillStyle = "rgba(0,0,0,.3)";
-      ink.beginPath(); ink.arc(x, y + unit, r + 2.5 * unit, 0, 7); ink.fill();
-      ink.fillStyle = p.leaving ? "rgba(0,0,0,.25)" : `rgb(${colour})`;
-      ink.strokeStyle = p.leaving ? `rgb(${colour})` : "#fff"; ink.lineWidth = 2 * unit;
-      ink.beginPath(); ink.arc(x, y, r, 0, 7); ink.fill(); ink.stroke();
-      if (p.kind === "pin") { ink.fillStyle = "#fff"; ink.beginPath(); ink.arc(x, y, 2.2 * unit, 0, 7); ink.fill(); }
-      if (id === chosen || id === over) {
-        ink.strokeStyle = id === chosen ? "rgba(255,255,255,.9)" : "rgba(255,255,255,.45)"; ink.lineWidth = 1.5 * unit;
-        ink.beginPath(); ink.arc(x, y, r + 5 * unit, 0, 7); ink.stroke();
-      }
+      const here = placeOf(p), colour = COLOURS[p.kind], { kind, leaving } = p;
+      if (p.kind === "live" && p.trail.length > 1 && state === "playing") inkTrail(sheet, p.trail, colour);
+      if (!p.nodes && Math.hypot((p.x - here.x) * w, (p.y - here.y) * h) > 4 * unit) inkLeash(sheet, here, p, colour);
+      inkPoint(sheet, here, { kind, leaving, held: inHand.has(id), chosen: chosen.has(id), over: over === id });
+      if (p.nodes && p.head !== null && runs())
+        inkLabel(sheet, here, `${Math.round(p.head / p.speed * hello.fps)}`, 0, -22, true);
     }
-    const idle = state === "ready" ? (script ? "A kept session: Enter plays it again" : points.size ? "Drag a point to begin, or press Enter" : "Press on anything and drag it")
-      : state === "paused" ? "Paused: Space goes on" : state === "ended" ? "Ended: Enter begins again" : "";
-    const text = now < hintUntil ? hintText : idle;
+    if (draft) inkDraft(sheet, draft.nodes, draft.clicked ? rubber || cross || spotOf(lastOf(draft.nodes)) : null);
+    for (const hand of hands.values()) if (hand.box) inkHandBox(sheet, hand.box, hand.filled);
+    if (corner) inkHandBox(sheet, boxOf(corner, cross), tool === "grid");
+    if (cross) inkCross(sheet, cross);
+
+    const begin = points.size ? "Press Enter to play, or drag a point" : HINTS[tool];
+    const ready = script ? "A kept session: Enter plays it again" : begin;
+    const idle = { ready, paused: "Paused: Space goes on", ended: "Ended: Enter begins again" }[state] || "";
+    const text = now < hintUntil ? hintText : draft || hands.size || corner ? "" : idle;
     if (hint.textContent !== text && text) hint.textContent = text;
     hint.classList.toggle("on", !!text && !veil.classList.contains("on"));
     hint.classList.toggle("error", now < hintUntil && hintBad);
   }
 
+  function inkHandBox(sheet, rectangle, filled) {
+    const spots = filled ? gridSpots(rectangle, spacing, tall()) : [];
+    inkBox(sheet, rectangle, spots.slice(0, 400), gridKind, points.size + spots.length <= hello.max_points);
+    if (filled) inkLabel(sheet, { x: (rectangle[0] + rectangle[2]) / 2, y: rectangle[1] }, `${spots.length} points`, 0, -12);
+  }
+
   function figures(now) {
-    const fps = state === "playing" && draws.length > 4 && now - draws[draws.length - 1] < 1000 ? 1000 * (draws.length - 1) / (draws[draws.length - 1] - draws[0]) : NaN;
-    stats.fps = fps; stats.latency = median(latencies);
-    $(".fps").textContent = fps ? fps.toFixed(0) : "–";
+    const lately = state === "playing" && draws.length > 4 && now - lastOf(draws) < 1000;
+    stats.fps = lately ? 1000 * (draws.length - 1) / (lastOf(draws) - draws[0]) : NaN;
+    stats.latency = median(latencies);
+    $(".fps").textContent = stats.fps ? stats.fps.toFixed(0) : "–";
     $(".ms").textContent = latencies.length ? stats.latency.toFixed(0) : "–";
     $(".p95").textContent = latencies.length ? share95(latencies).toFixed(0) : "–";
     $(".chunk").textContent = current && !current.still ? current.chunk : "–";
@@ -491,24 +437,46 @@ function mountStage(el, host) {
     $(".way").textContent = host.way || "";
   }
 
+  const chosenWays = () => [...chosen].filter((id) => points.get(id)?.nodes);
+
+  // Which settings are of use now.
+  function optionsNow() {
+    if (draft) return "draft";
+    if (tool === "grid" || tool === "camera") return tool;
+    if (chosen.size && chosenWays().length === chosen.size) return "way";
+    return chosen.size > 1 ? "group" : tool;
+  }
+
   function refresh() {
-    const on = state === "playing" || state === "paused";
+    const on = runs(), pressed = (name, value) => {
+      for (const b of all(`[data-${name}]`)) b.setAttribute("aria-pressed", String(b.dataset[name] === value));
+    };
     $(".state").textContent = WORDS[state] || state;
     $(".dot").className = "dot " + state;
     $("[data-do=toggle] span").textContent = on ? "End" : state === "ended" ? "Again" : "Start";
     $("[data-do=toggle]").classList.toggle("main", !on);
     $("[data-do=hold] span").textContent = state === "paused" ? "Resume" : "Pause";
-    $("[data-do=toggle]").disabled = !greeted || state === "empty";
-    $("[data-do=hold]").disabled = !on;
-    $("[data-do=reset]").disabled = !greeted || state === "empty";
-    $("[data-do=undo]").disabled = !greeted || !undoable;
-    $("[data-do=redo]").disabled = !greeted || !redoable;
-    $("[data-do=anchor]").disabled = !on;
-    for (const deed of ["file", "last", "bring"]) $(`[data-do=${deed}]`).disabled = !greeted;
+    const picture = state !== "empty";
+    const can = { toggle: picture, hold: on, reset: picture, undo: undoable, redo: redoable, anchor: on,
+      file: true, last: true, bring: true, look: true, rest: true };
+    for (const deed in can) $(`[data-do=${deed}]`).disabled = !greeted || !can[deed];
     $("[data-do=file] span").textContent = EXPORTS[$(".what").value];
-    for (const b of root.querySelectorAll("[data-tool]")) b.setAttribute("aria-pressed", String(b.dataset.tool === tool));
+    $("[data-do=look]").hidden = !hello.map;
+    $(".grips").hidden = !hello.grips;
+    $("[data-do=rest]").setAttribute("aria-pressed", String(rest));
+    $("[data-do=look]").setAttribute("aria-pressed", String(looking));
+    box.dataset.using = tool;
+    pressed("tool", tool); pressed("keep", keep ? "yes" : "no"); pressed("kind", gridKind);
+    pressed("grip", grip ? "yes" : "no");
+    const shown = optionsNow(), way = points.get(chosenWays()[0]);
+    for (const options of all("[data-options]")) options.hidden = options.dataset.options !== shown;
+    pressed("loop", way ? way.loop : wayLoop);
+    if (way && !sliding) $(".speed").value = Math.log2(way.speed);
+    $(".times").textContent = `${+(2 ** $(".speed").value).toFixed(2)}×`;
+    $(".percent").textContent = `${$(".spacing").value} %`;
+    $(".many").textContent = `${chosen.size} chosen`;
+    if (draft) $(".counted").textContent = draft.nodes.length > 1 ? `${draft.nodes.length} nodes` : "Click the next node";
     stale = true;
-    for (const b of root.querySelectorAll("[data-keep]")) b.setAttribute("aria-pressed", String((b.dataset.keep === "yes") === keep));
   }
 
   // -- hands ---------------------------------------------------------------------------------------------------------
@@ -517,157 +485,447 @@ function mountStage(el, host) {
     return { x: (event.clientX - r.left) / r.width, y: (event.clientY - r.top) / r.height };
   }
 
-  function nearest(at) {
-    let best = null, least = 18 / Math.max(1, screen.clientWidth);
-    const tall = screen.clientHeight / Math.max(1, screen.clientWidth);
+  const spotOf = ([, x, y]) => ({ x, y });
+  const inside = ({ x, y }) => ({ x: clamp(x), y: clamp(y) });
+  const boxOf = (a, b) => [Math.min(a.x, b.x), Math.min(a.y, b.y), Math.max(a.x, b.x), Math.max(a.y, b.y)].map(clamp);
+  const pixelsFrom = (a, b) => Math.hypot((a.x - b.x) * screen.clientWidth, (a.y - b.y) * screen.clientHeight);
+
+  function nearest(at, reach = 18) {
+    let best = null;
     for (const [id, p] of points) {
-      const here = placeOf(p), far = Math.hypot(here.x - at.x, (here.y - at.y) * tall);
-      if (far < least) { best = id; least = far; }
+      const far = pixelsFrom(placeOf(p), at);
+      if (far < reach) { best = id; reach = far; }
     }
     return best;
+  }
+
+  function nearestWay(at) {
+    for (const [id, p] of points)
+      if (p.nodes && pixelsFrom(spotOf(wayAt(p.nodes, timeNear(p.nodes, at.x, at.y, 0, tall()))), at) < 10) return id;
+    return null;
+  }
+
+  function choose(ids, more = false) {
+    if (!more) chosen.clear();
+    for (const id of ids) chosen.add(id);
+    refresh();
+  }
+
+  function roomFor(count) {
+    const fits = points.size + count <= hello.max_points;
+    if (!fits) note(count === 1 ? `There are ${points.size} points already: remove one first.`
+      : `${count} points and the ${points.size} here are more than ${hello.max_points}: space them wider.`);
+    return fits;
+  }
+
+  // Each begins what a press does, and gives what the pointer then does, or nothing if the press was all.
+
+  function grab(event, at, ids) {
+    const starts = new Map(), free = new Set([...hands.values()].flatMap((hand) => hand.ids));
+    for (const id of ids) if (!free.has(id)) {
+      const p = points.get(id), here = p.nodes ? p : placeOf(p);
+      starts.set(id, { x: here.x - at.x, y: here.y - at.y });
+    }
+    const every = starts.size > 8 ? 40 : 0;             // milliseconds between samples: a line carries only so many
+    let moved = false, sampled = -Infinity;
+    const put = (e) => {
+      const now = where(e);
+      for (const [id, start] of starts) putPoint(id, { x: now.x + start.x, y: now.y + start.y }, e.timeStamp);
+      sampled = e.timeStamp;
+    };
+    return { ids: [...starts.keys()], holds: true,
+      move(events) {
+        if (!moved && Math.max(...events.map((e) => pixelsFrom(where(e), at))) < 3) return;
+        if (!moved) {
+          moved = true;
+          say({ type: "grab", ids: this.ids, t: events[0].timeStamp });
+          if (state === "ready" || state === "opening") say({ type: "start" });
+        }
+        for (const e of events) {
+          if (e.timeStamp - sampled < every) continue;
+          put(e);
+          if (state === "playing") pending.push(e.timeStamp);
+        }
+        if (pending.length > 2000) pending.splice(0, 1000);
+      },
+      up(e) {
+        if (moved && every && e.type === "pointerup") put(e);
+        sendSamples();
+        if (moved) say({ type: "release", ids: this.ids, t: e.timeStamp, keep });
+      } };
+  }
+
+  // A hand puts a point somewhere; a path is moved whole.
+  function putPoint(id, place, t) {
+    const p = points.get(id);
+    if (!p) return;
+    let { x, y } = inside(place);
+    if (p.nodes) {                                                      // and stays in the picture with all of it
+      const within = (by, all) => Math.max(-Math.min(...all), Math.min(1 - Math.max(...all), by));
+      const dx = within(x - p.x, p.nodes.map((node) => node[1])), dy = within(y - p.y, p.nodes.map((node) => node[2]));
+      p.nodes = p.nodes.map(([s, nx, ny]) => [s, nx + dx, ny + dy]);
+      x = p.x + dx; y = p.y + dy;
+    }
+    p.x = x; p.y = y;
+    samples.push({ t, id, x, y });
+  }
+
+  function add(event, at, kind) {
+    if (!roomFor(1)) return null;
+    const id = nextId;
+    newPoint(id, kind, inside(at));
+    say({ type: "add", id, kind, x: clamp(at.x), y: clamp(at.y), t: event.timeStamp });
+    pending.push(event.timeStamp);
+    choose([id]);
+    return kind === "pin" ? null : grab(event, at, [id]);
+  }
+
+  function turnPin(id) {
+    choose([id]);
+    say({ type: "pin", ids: [id], on: points.get(id).kind !== "pin" });
+  }
+
+  // A press that moves draws a way in the hand's own time; one that does not is the first of its nodes.
+  function draw(event, at, found) {
+    at = inside(at);
+    if (draft) {
+      if (!draft.clicked) return null;                                  // another finger is drawing
+      if (event.timeStamp - draft.clickedAt < 400 && pixelsFrom(spotOf(lastOf(draft.nodes)), at) < 12) return void finish();
+      const node = [0, at.x, at.y];
+      draft.nodes.push(node); draft.clickedAt = event.timeStamp;
+      return { ids: [], move(events) { const p = inside(where(lastOf(events))); node[1] = p.x; node[2] = p.y; }, up() {} };
+    }
+    if (found === null && !roomFor(1)) return null;
+    const start = found === null ? at : inside(placeOf(points.get(found)));
+    const drawn = [[event.timeStamp, start.x, start.y]];
+    let moved = false;
+    draft = { id: found, nodes: drawn, clicked: false, clickedAt: event.timeStamp };
+    return { ids: [],
+      move(events) {
+        if (!moved && pixelsFrom(where(lastOf(events)), at) < 6) return;
+        if (!moved) drawn[0][0] = events[0].timeStamp - 1;              // the time it took to begin is not part of it
+        moved = true;
+        for (const e of events) {
+          const p = inside(where(e));
+          drawn.push([Math.max(e.timeStamp, lastOf(drawn)[0]), p.x, p.y]);
+        }
+        stale = true;
+      },
+      up(e) {
+        if (!draft) return;
+        if (moved) {
+          draft = null;
+          lay(found, wayOfHand(drawn, hello.max_nodes));
+        } else if (found !== null && points.get(found)?.nodes) {
+          draft = null;
+          choose([found]);
+        } else {
+          Object.assign(draft, { nodes: [[0, start.x, start.y]], clicked: true });
+          choose([]);
+        }
+      } };
+  }
+
+  function finish() {
+    const { id, nodes } = draft;
+    draft = null;
+    if (nodes.length > 1) lay(id, wayOfClicks(nodes, tall()));
+    refresh();
+  }
+
+  // A way for a point, new (null) or old.
+  function lay(id, nodes, { loop = wayLoop, speed = waySpeed } = points.get(id) || {}) {
+    if (!points.has(id)) id = null;
+    let room = 8 * hello.max_nodes;                                     // of all paths together
+    for (const [other, p] of points) if (other !== id && p.nodes) room -= p.nodes.length;
+    if (room < 2) return note("All paths together have as many nodes as are kept: remove one first.");
+    if (nodes.length > Math.min(room, hello.max_nodes)) nodes = byTime(nodes, Math.min(room, hello.max_nodes));
+    nodes = nodes.map(([t, x, y]) => [+t.toFixed(3), +clamp(x).toFixed(5), +clamp(y).toFixed(5)]);
+    const start = { x: nodes[0][1], y: nodes[0][2] };
+    if (id === null) newPoint(id = nextId, "path", start);
+    Object.assign(points.get(id), { kind: "path", ...start, nodes, loop, speed, head: null });
+    say({ type: "path", id, nodes, loop, speed, t: performance.now() });
+    choose([id]);
+  }
+
+  // What is chosen of paths is sent again, with what `change(path)` makes different.
+  function changeWays(change) {
+    const ids = chosenWays();
+    for (const id of ids) {
+      const { nodes, loop, speed } = { ...points.get(id), ...change(points.get(id)) };
+      lay(id, nodes, { loop, speed });
+    }
+    if (ids.length) choose(ids);
+  }
+
+  function drawBox(event, at, filled, done) {
+    return { ids: [], box: boxOf(at, at), filled,
+      move(events) { this.box = boxOf(at, where(lastOf(events))); },
+      up(e) { if (e.type === "pointerup") done(this.box, pixelsFrom(at, where(e)) > 6); } };
+  }
+
+  function fill(rectangle) {
+    const spots = gridSpots(rectangle, spacing, tall());
+    if (!roomFor(spots.length)) return;
+    const id = nextId, ids = spots.map((_, k) => id + k);
+    spots.forEach((spot, k) => newPoint(id + k, gridKind, spot));
+    say({ type: "grid", id, kind: gridKind, box: rectangle, spacing, t: performance.now() });
+    choose(ids);
+  }
+
+  function chooseIn([left, top, right, bottom], more) {
+    const within = ({ x, y }) => x >= left && x <= right && y >= top && y <= bottom;
+    choose([...points].filter(([, p]) => within(placeOf(p))).map(([id]) => id), more);
+  }
+
+  const ENDED = "This take has ended: press Enter to begin again.";
+  const isOver = () => state === "ended" || state === "failed";
+
+  // The camera: one finger pans, two zoom and roll as well.
+  const flying = makeFlying((move) => {
+    if (isOver()) return note(ENDED);
+    say({ type: "camera", ...move });
+    if (state === "ready" || state === "opening") say({ type: "start" });
+  });
+  const fingers = new Map();
+
+  function steer(event) {
+    const { pointerId } = event;
+    fingers.set(pointerId, where(event));
+    return { ids: [],
+      move(events) {
+        const now = where(lastOf(events)), other = [...fingers].find(([id]) => id !== pointerId);
+        flying.fly(flyOfFinger(fingers.get(pointerId), now, other && other[1], tall()));
+        fingers.set(pointerId, now);
+      },
+      up() { fingers.delete(pointerId); } };
+  }
+
+  // What a press with this tool does: on a point, and beside it.
+  function begin(event, at) {
+    let found = nearest(at, event.pointerType === "touch" ? 28 : 18);
+    if (found === null && tool === "select") found = nearestWay(at);        // elsewhere a line must not be in the way
+    if (tool === "grid") return drawBox(event, at, true, (rectangle, large) => large ? fill(rectangle) : note(HINTS.grid));
+    if (tool === "path") return draw(event, at, draft ? null : found);
+    if (tool === "pin" || (event.shiftKey && tool !== "select"))
+      return found !== null ? void turnPin(found) : add(event, at, "pin");
+    if (found !== null) {
+      if (tool === "select" && event.shiftKey) {
+        chosen.delete(found) || chosen.add(found);
+        return void refresh();
+      }
+      if (!chosen.has(found)) choose([found]);
+      return grab(event, at, [...chosen]);
+    }
+    if (tool === "camera") return steer(event);
+    if (tool === "select")
+      return drawBox(event, at, false, (rectangle, large) => large ? chooseIn(rectangle, event.shiftKey) : choose([]));
+    return add(event, at, "live");
   }
 
   function down(event) {
     if (!greeted || event.button > 0) return;
     event.preventDefault();
     box.focus({ preventScroll: true });
-    if (state === "ended" || state === "failed") return note("This take has ended: press Enter to begin again.");
-    const at = where(event), t = event.timeStamp, found = nearest(at), pinning = tool === "pin" || event.shiftKey;
-    if (found !== null && pinning) {
-      chosen = found;
-      return void say({ type: "pin", ids: [found], on: points.get(found).kind !== "pin" });
-    }
-    let id = found, dx = 0, dy = 0;
-    if (found === null) {
-      if (points.size >= hello.max_points) return note(`There are ${points.size} points already: remove one first.`);
-      id = nextId++;
-      points.set(id, { kind: pinning ? "pin" : "live", x: at.x, y: at.y, shown: null, trail: [], born: performance.now(), leaving: false });
-      say({ type: "add", id, kind: pinning ? "pin" : "live", x: at.x, y: at.y, t });
-      pending.push(t);
-    } else {
-      const here = placeOf(points.get(id));
-      dx = here.x - at.x; dy = here.y - at.y;
-    }
-    chosen = id; stale = true;
-    if (pinning) return;
-    try { top.setPointerCapture(event.pointerId); } catch { }
-    drags.set(event.pointerId, { id, dx, dy, moved: false, fresh: found === null, from: at });
-    top.classList.add("dragging");
+    cross = corner = null;
+    if (isOver()) return note(ENDED);
+    const hand = begin(event, where(event));
     refresh();
+    if (!hand) return;
+    try { top.setPointerCapture(event.pointerId); } catch { }
+    hands.set(event.pointerId, hand);
+    top.classList.toggle("dragging", !!hand.holds);
   }
 
   function move(event) {
-    const drag = drags.get(event.pointerId);
-    if (!drag) {
-      over = event.pointerType === "touch" ? null : nearest(where(event));
-      stale = true;
-      return void top.classList.toggle("over", over !== null);
+    const hand = hands.get(event.pointerId), at = where(event);
+    if (hand) {
+      const events = event.getCoalescedEvents && event.getCoalescedEvents();
+      return hand.move(events && events.length ? events : [event]);
     }
-    const p = points.get(drag.id);
-    if (!p) return;
-    const events = event.getCoalescedEvents && event.getCoalescedEvents().length ? event.getCoalescedEvents() : [event];
-    for (const e of events) {
-      const at = where(e);
-      if (!drag.moved) {
-        if (Math.hypot((at.x - drag.from.x) * screen.clientWidth, (at.y - drag.from.y) * screen.clientHeight) < 3) continue;
-        drag.moved = true;
-        p.kind = "live";
-        say({ type: "grab", ids: [drag.id], t: e.timeStamp });
-        if (state === "ready" || state === "opening") say({ type: "start" });
-      }
-      p.x = clamp(at.x + drag.dx); p.y = clamp(at.y + drag.dy);
-      samples.push({ t: e.timeStamp, id: drag.id, x: p.x, y: p.y });
-      if (state === "playing") pending.push(e.timeStamp);
-    }
-    if (pending.length > 2000) pending.splice(0, 1000);
+    rubber = event.pointerType === "touch" ? null : inside(at);
+    over = event.pointerType === "touch" || tool === "grid" || draft ? null : nearest(at);
+    stale = true;
+    top.classList.toggle("over", over !== null && tool !== "path");
   }
 
   function up(event) {
-    const drag = drags.get(event.pointerId);
-    if (!drag) return;
-    drags.delete(event.pointerId);
-    stale = true;
-    top.classList.toggle("dragging", drags.size > 0);
-    while (samples.length) host.send(packSamples(samples.splice(0, 64)));
-    if (drag.moved) say({ type: "release", ids: [drag.id], t: event.timeStamp, keep });
+    const hand = hands.get(event.pointerId);
+    if (!hand) return;
+    hands.delete(event.pointerId);
+    top.classList.toggle("dragging", [...hands.values()].some((other) => other.holds));
+    hand.up(event);
+    refresh();
   }
 
   top.addEventListener("pointerdown", down);
   top.addEventListener("pointermove", move);
   for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) top.addEventListener(kind, up);
-  top.addEventListener("pointerleave", () => { over = null; stale = true; });
+  top.addEventListener("pointerleave", () => { over = rubber = null; stale = true; });
   top.addEventListener("contextmenu", (event) => event.preventDefault());
+  top.addEventListener("wheel", (event) => {
+    if (tool !== "camera") return;
+    event.preventDefault();
+    flying.fly({ zoom: -Math.max(-0.3, Math.min(0.3, event.deltaY * (event.deltaMode ? 0.03 : 0.001))) });
+  }, { passive: false });
 
+  // -- deeds: buttons and keys ---------------------------------------------------------------------------------------
   const acts = {
-    toggle: () => say({ type: state === "playing" || state === "paused" ? "stop" : "start" }),
+    toggle: () => say({ type: runs() ? "stop" : "start" }),
     hold: () => say({ type: state === "paused" ? "resume" : "pause" }),
     reset: () => say({ type: "reset" }),
     undo: () => say({ type: "undo" }),
     redo: () => say({ type: "redo" }),
-    anchor: () => { if (state === "playing" || state === "paused") say({ type: "anchor" }); },
+    anchor: () => { if (runs()) say({ type: "anchor" }); },
+    rest: () => { say({ type: "rest", on: !rest }); note(rest ? "the rest is free" : "what no hand moves stays still"); },
     help: () => $(".help").classList.toggle("on"),
+    look: () => { if (hello.map) { looking = !looking; say({ type: "look", on: looking }); maps.clear(); showMap(); } },
     file: () => say({ type: "export", what: $(".what").value, mark: $(".tag").checked }),
     last: () => say({ type: "load", take: last }),
     bring: () => {
       const input = document.createElement("input");
       input.type = "file"; input.accept = ".json,.jsonl";
-      input.onchange = () => host.bring(input.files[0]).then((why) => why && note(why, true, 8), (error) => note(`The file could not be sent: ${error.message}`, true, 8));
+      input.onchange = () => host.bring(input.files[0]).then((why) => why && note(why, true, 8),
+        (error) => note(`The file could not be sent: ${error.message}`, true, 8));
       input.click();
     },
-    remove: () => { if (chosen !== null) { points.delete(chosen); say({ type: "remove", ids: [chosen] }); chosen = null; } },
+    remove: () => {
+      if (!chosen.size) return;
+      say({ type: "remove", ids: [...chosen] });
+      for (const id of chosen) points.delete(id);
+      choose([]);
+    },
+    pinAll: () => chosen.size && say({ type: "pin", ids: [...chosen], on: true }),
+    freeAll: () => chosen.size && say({ type: "pin", ids: [...chosen], on: false }),
+    finish: () => draft && finish(),
+    unlay: () => { draft.nodes.pop(); if (!draft.nodes.length) draft = null; },
+    cancel: () => { draft = null; },
+    smooth: () => changeWays(({ nodes }) => {
+      const count = Math.min(hello.max_nodes, Math.max(nodes.length, Math.round(lastOf(nodes)[0] * WAY_RATE) + 1, 3));
+      return { nodes: smoothed(byTime(nodes, count), Math.max(4, count >> 1)) };
+    }),
+    even: () => changeWays(({ nodes }) => ({ nodes: byLength(nodes,
+      Math.min(hello.max_nodes, Math.max(nodes.length, Math.round(lastOf(nodes)[0] * WAY_RATE) + 1)), tall()) })),
   };
+
+  function setTool(name) {
+    tool = name; draft = corner = null; over = null;
+    refresh();
+  }
 
   root.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
-    if (button.dataset.do) acts[button.dataset.do]();
-    if (button.dataset.tool) tool = button.dataset.tool;
-    if (button.dataset.keep) keep = button.dataset.keep === "yes";
+    const { do: deed, tool: toolName, keep: keeps, grip: whole, kind, loop, fly: part, sign } = button.dataset;
+    if (deed) acts[deed]();
+    if (toolName) setTool(toolName);
+    if (keeps) keep = keeps === "yes";
+    if (whole) say({ type: "grip", on: whole === "yes" });
+    if (kind) gridKind = kind;
+    if (loop) { wayLoop = loop; changeWays(() => ({ loop })); }
+    if (part && event.detail === 0) flying.tap(part, Number(sign));         // by the keyboard: pointers hold
+    if (event.detail > 0) box.focus({ preventScroll: true });               // so that Enter and Space are the stage's again
     refresh();
   });
 
+  for (const button of all("[data-fly]")) {
+    button.addEventListener("pointerdown", () => flying.hold(button, button.dataset.fly, Number(button.dataset.sign)));
+    for (const kind of ["pointerup", "pointercancel", "pointerleave"])
+      button.addEventListener(kind, () => flying.letGo(button));
+  }
   $(".what").addEventListener("change", refresh);
+  $(".spacing").addEventListener("input", (event) => { spacing = event.target.value / 100; refresh(); });
+  $(".speed").addEventListener("input", () => { sliding = true; refresh(); });
+  $(".speed").addEventListener("change", (event) => {
+    sliding = false; waySpeed = 2 ** event.target.value;
+    changeWays(() => ({ speed: waySpeed }));
+  });
 
-  function nudge(x, y) {
-    const p = points.get(chosen);
-    if (!p || p.kind === "pin") return;
-    const t = performance.now();
-    p.x = clamp(p.x + x); p.y = clamp(p.y + y);
-    say({ type: "grab", ids: [chosen], t });
-    host.send(packSamples([{ t: t + 1, id: chosen, x: p.x, y: p.y }]));
-    say({ type: "release", ids: [chosen], t: t + 2, keep: true });
+  // The arrows: what is chosen moves; with nothing chosen, the cross does.
+  function arrow(x, y) {
+    if (draft || !chosen.size) {
+      cross = inside(cross ? { x: cross.x + x, y: cross.y + y } : { x: 0.5, y: 0.5 });
+      return;
+    }
+    const t = performance.now(), ids = [...chosen].filter((id) => points.has(id));
+    say({ type: "grab", ids, t });
+    for (const id of ids) { const p = points.get(id); putPoint(id, { x: p.x + x, y: p.y + y }, t + 1); }
+    sendSamples();
+    say({ type: "release", ids, t: t + 2, keep: true });
     if (state === "ready") say({ type: "start" });
   }
 
+  // What a click would do, where the cross is; of a box, one corner and then the other.
+  function useCross() {
+    if (!cross) cross = { x: 0.5, y: 0.5 };
+    const event = { timeStamp: performance.now(), type: "pointerup" };
+    if (isOver()) return note(ENDED);
+    if (tool === "grid" || tool === "select") {
+      if (!corner) { corner = cross; return; }
+      const rectangle = boxOf(corner, cross);
+      corner = null;
+      return tool === "grid" ? fill(rectangle) : chooseIn(rectangle);
+    }
+    if (tool === "camera") return;
+    const hand = begin(event, cross);
+    if (hand && tool === "path") hand.up(event);
+  }
+
+  function chooseNext(step) {
+    const ids = [...points.keys()], at = ids.indexOf([...chosen][0]);
+    if (ids.length) choose([ids[(at < 0 ? (step > 0 ? 0 : ids.length - 1) : at + step + ids.length) % ids.length]]);
+  }
+
+  function escape() {
+    if (draft) { draft = null; } else { chosen.clear(); cross = corner = null; }
+    $(".help").classList.remove("on");
+  }
+
+  const WRITES = "input, textarea, select, [contenteditable=true], [role=listbox], [role=option]";
+  const PRESSED = ["Enter", " ", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];         // what a button may want itself
+
   function key(event) {
     if (!greeted || event.defaultPrevented || event.altKey) return;
-    const target = event.composedPath()[0], inside = event.composedPath().includes(box);
-    if (!inside && (!host.everywhere || target.closest?.("input, textarea, select, button, a, [contenteditable=true], [role=listbox], [role=option]"))) return;
-    if (inside && target.closest?.("select, input")) return;
-    if (inside && target.closest?.("button") && (event.key === "Enter" || event.key === " ")) return;
-    const step = event.shiftKey ? 0.1 : 0.02, chord = event.ctrlKey || event.metaKey;
-    const deed = chord ? { z: event.shiftKey ? acts.redo : acts.undo, y: acts.redo }[event.key.toLowerCase()] : {
-      Enter: acts.toggle, " ": acts.hold, Delete: acts.remove, Backspace: acts.remove, Escape: () => { chosen = null; $(".help").classList.remove("on"); },
-      a: acts.anchor, A: acts.anchor, "?": acts.help,
-      ArrowLeft: chosen !== null && (() => nudge(-step, 0)), ArrowRight: chosen !== null && (() => nudge(step, 0)),
-      ArrowUp: chosen !== null && (() => nudge(0, -step)), ArrowDown: chosen !== null && (() => nudge(0, step)),
-    }[event.key];
-    if (!deed || (event.repeat && !event.key.startsWith("Arrow"))) return;
+    const target = event.composedPath()[0], within = event.composedPath().includes(box);
+    if (!within && (!host.everywhere || target.closest?.(WRITES))) return;
+    if (!within && target.closest?.("button, a") && PRESSED.includes(event.key)) return;
+    if (within && target.closest?.("select, input")) return;
+    if (within && target.closest?.("button") && (event.key === "Enter" || event.key === " ")) return;
+    const step = event.shiftKey ? 0.1 : 0.02, chord = event.ctrlKey || event.metaKey, letter = event.key.toLowerCase();
+    const toward = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
+    const flight = chord ? null : FLY_KEYS[letter], number = chord ? null : Object.keys(TOOLS)[event.key - 1];
+    const everything = () => choose(points.keys());
+    const deed = chord ? { z: event.shiftKey ? acts.redo : acts.undo, y: acts.redo, a: within && everything }[letter]
+      : flight ? () => flying.hold(event.code, ...flight)
+      : number ? () => setTool(number)
+      : toward ? (within || chosen.size) && (() => arrow(...toward))
+      : { enter: draft ? finish : acts.toggle, " ": acts.hold, delete: draft ? acts.unlay : acts.remove,
+        backspace: draft ? acts.unlay : acts.remove, escape, n: acts.anchor, h: acts.rest, m: acts.look, i: useCross, "?": acts.help,
+        ".": () => chooseNext(1), ",": () => chooseNext(-1) }[letter];
+    if (!deed) return;
     event.preventDefault(); event.stopPropagation();
+    if (event.repeat && !toward) return;
     deed();
-    stale = true;
+    refresh();
   }
+  const keyUp = (event) => event.key === "Meta" ? flying.stop() : flying.letGo(event.code), letAll = () => flying.stop();
   const ears = host.everywhere ? document : box;
   ears.addEventListener("keydown", key);
+  ears.addEventListener("keyup", keyUp);
+  addEventListener("blur", letAll);
 
-  const watcher = new ResizeObserver(resize);
+  const leaveTheme = followTheme(box, !host.everywhere), watcher = new ResizeObserver(resize);
   watcher.observe(screen);
 
   const api = {
-    stats, points, kept, host, latencies,
+    stats, points, chosen, kept, maps, host, latencies,
+    ways: { ruler: wayRuler, at: wayAt },
     get state() { return state; },
     get hello() { return hello; },
     get current() { return current; },
+    get tool() { return tool; },
+    get draft() { return draft; },
+    get cross() { return cross; },
     say,
     get prompt() { return prompt; },
     follow: (prompt) => say({ type: "say", prompt }),
@@ -675,11 +933,16 @@ function mountStage(el, host) {
     ...acts,
     // The pixels of a frame this page received (the shown one unless told): {width, height, data} with data RGBA.
     async pixels(f = current) {
-      const bitmap = await createImageBitmap(f.blob), canvas = new OffscreenCanvas(bitmap.width, bitmap.height), c = canvas.getContext("2d");
+      const bitmap = await createImageBitmap(f.blob), c = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
       c.drawImage(bitmap, 0, 0);
       return c.getImageData(0, 0, bitmap.width, bitmap.height);
     },
-    close() { watcher.disconnect(); ears.removeEventListener("keydown", key); host.close(); },
+    close() {
+      watcher.disconnect(); leaveTheme();
+      ears.removeEventListener("keydown", key); ears.removeEventListener("keyup", keyUp);
+      removeEventListener("blur", letAll);
+      host.close();
+    },
   };
   el.mskStage = api;
   el.classList.add("msk-stage-host");

@@ -28,7 +28,8 @@ from .replay import fingerprint
 from .server import MAX_UPLOAD, Link, greeting, pack
 from .session import Session
 
-STAGE_JS = Path(__file__).with_name("stage.js")
+SCRIPTS = ("look.js", "ways.js", "ink.js", "flying.js", "stage.js")        # in this order they are one script
+STAGE_JS = "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SCRIPTS)
 RENDER = """
 export default { render({ model, el }) {
   const made = (tag) => document.createElement(tag), stageAt = made("div"), row = made("label"), field = made("input");
@@ -140,7 +141,7 @@ def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None,
     session.open(image if image is not None else Image.new("RGB", size, (96, 96, 96)), prompt, seed)
 
     class _Stage(anywidget.AnyWidget):
-        _esm = STAGE_JS.read_text(encoding="utf-8") + RENDER
+        _esm = STAGE_JS + RENDER
 
         def __init__(self):
             super().__init__()

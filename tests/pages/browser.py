@@ -57,10 +57,10 @@ class Stage:
             raise AssertionError(f"waited {seconds} s for {expression}; the stage: {now}; {self.complaints}") from None
         return self
 
-    def rests_at(self, x, y):
+    def rests_at(self, x, y, seconds=60):
         """Wait until the first point has been at (x, y) for six frames: it may overrun the hand a little before."""
         return self.wait("stage.kept.slice(-6).every((f) => f.marks.length && "
-                         f"Math.hypot(f.marks[0].x - {x}, f.marks[0].y - {y}) < 0.005)")
+                         f"Math.hypot(f.marks[0].x - {x}, f.marks[0].y - {y}) < 0.005)", seconds)
 
     def state(self, name, seconds=60):
         return self.wait(f"stage.state === '{name}'", seconds)

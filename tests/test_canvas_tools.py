@@ -1,0 +1,488 @@
+"""The canvas's tools in a real browser: paths, grids, groups, the camera, the map; with pointer, keys and fingers."""
+import base64
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from msk.live.points import Way
+from msk.live.session import Session
+from msk.live.widget import RENDER, STAGE_JS, Pulled
+from tests.pages import exact
+from tests.pages.browser import Stage, open_browser
+from tests.pages.serve import serve
+from tests.test_canvas_browser import BALL, W, ball, free_port
+from tests.test_live import until
+
+FPS = exact.GEOMETRY.fps
+CLICKED = 0.35                  # widths a second between clicked nodes, as ways.js says
+SCREEN = "document.querySelector('.msk-host').shadowRoot"
+
+
+def eye(tracks, start):
+    """Three small pictures of what is told: a light cell where a track speaks."""
+    told = np.zeros((3, 12, 12, 3), np.uint8)
+    if tracks is not None:
+        for x, y in (tracks.xy[0, -1] / W * 12).long().clamp(0, 11).tolist():
+            told[:, y, x] = 255
+    return told
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture(scope="module")
+def canvas(tmp_path_factory):
+    pytest.importorskip("gradio")
+    page, lobby, url = serve("exact", free_port(), folder=tmp_path_factory.mktemp("takes"), eye=eye)
+    yield lobby, url
+    lobby.close()
+    page.close(verbose=False)
+
+
+@pytest.fixture
+def stage(browser, canvas):
+    """A fresh page, ready to play; afterwards it must not have complained."""
+    stage = Stage(browser, canvas[1]).state("ready").wait("stage.current")
+    yield stage
+    stage.page.close()
+    assert stage.complaints == [] and stage.strangers == []
+
+
+@pytest.fixture
+def session(stage, canvas):
+    return canvas[0].player.session
+
+
+@contextmanager
+def counted(session):
+    """All that the camera is asked for in here, summed up as it comes."""
+    total, ask = dict.fromkeys(session.flight.asked, 0.0), session.flight.ask
+
+    def count(move):
+        for part, amount in move.items():
+            total[part] += amount
+        return ask(move)
+    session.flight.ask = count
+    yield total
+    session.flight.ask = ask
+
+
+@pytest.fixture
+def asked(session):
+    with counted(session) as total:
+        yield total
+
+
+def until_asked(stage, true):
+    """Wait for it, and let the page's questions be answered meanwhile."""
+    for _ in range(400):
+        if true():
+            return
+        stage.page.wait_for_timeout(50)
+    raise AssertionError("it did not happen")
+
+
+def clicks(stage, *places):
+    for place in places:
+        stage.click(*place)
+
+
+def at(point):
+    return point.target.real / W, point.target.imag / W
+
+
+def test_a_clicked_path_is_played_in_its_time(stage, session):
+    keys, places = stage.page.keyboard, [BALL, (0.6, 0.3), (0.8, 0.7)]
+    keys.press("3")
+    clicks(stage, *places)
+    keys.press("Enter")                                                     # ends the path, not the take
+    until(lambda: 1 in session.points)
+    way = session.points[1].way
+    assert session.state == "ready" and session.points[1].kind == "path" and len(way.nodes) == 3
+    np.testing.assert_allclose([(p.real / W, p.imag / W) for _, p in way.nodes], places, atol=0.01)
+    far = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    np.testing.assert_allclose(np.diff([t for t, _ in way.nodes]), far / CLICKED, atol=0.05)
+    keys.press("Enter")
+    stage.wait("stage.current.index > 60")
+    for index, marks, pixels in stage.frames()[::5]:
+        there = way.at(index / FPS)
+        assert marks[0]["kind"] == "path"
+        np.testing.assert_allclose((marks[0]["x"], marks[0]["y"]), (there.real / W, there.imag / W), atol=0.005)
+        np.testing.assert_allclose(ball(pixels), (marks[0]["x"], marks[0]["y"]), atol=0.02)
+    index, head = stage.ask("[stage.current.index, stage.points.get(1).head]")              # the ruler's playhead
+    assert head == pytest.approx(min(index / FPS, way.nodes[-1][0]), abs=0.06)
+
+
+def test_a_path_is_drawn_by_hand_while_it_plays_for_a_point_that_is_there(stage, session):
+    stage.drag(BALL, (0.4, 0.4), steps=10)
+    stage.rests_at(0.4, 0.4)
+    stage.page.keyboard.press("3")
+    stage.drag((0.4, 0.4), (0.75, 0.6), steps=15, pause=60)
+    until(lambda: session.points[1].way is not None)
+    way = session.points[1].way
+    assert len(session.points) == 1 and way.nodes[-1][0] > 0.7                      # in the hand's own time
+    places = np.array([(p.real / W, p.imag / W) for _, p in way.nodes])
+    np.testing.assert_allclose(places[[0, -1]], [(0.4, 0.4), (0.75, 0.6)], atol=0.01)
+    direction = np.array((0.35, 0.2))
+    assert (np.diff(places @ direction) >= -1e-6).all()
+    stage.rests_at(0.75, 0.6, seconds=60 + way.nodes[-1][0])                        # a slow machine has a slow hand
+    np.testing.assert_allclose(ball(stage.frames(1)[0][2]), (0.75, 0.6), atol=0.02)
+    stage.page.keyboard.press("Control+z")
+    until(lambda: session.points[1].way is None)
+    stage.rests_at(0.4, 0.4)
+
+
+def test_a_double_click_ends_a_path_and_escape_leaves_one(stage, session):
+    stage.page.get_by_role("button", name="Path", exact=True).click()
+    clicks(stage, (0.2, 0.2), (0.5, 0.2))
+    assert stage.ask("stage.draft.nodes.length") == 2
+    stage.page.keyboard.press("Escape")
+    assert stage.ask("stage.draft === null && stage.points.size === 0")
+    stage.click(0.2, 0.2)
+    stage.steady().page.mouse.dblclick(*stage.at(0.5, 0.3))
+    stage.wait("stage.points.size === 1 && stage.draft === null")
+    until(lambda: len(session.points) == 1)
+    (point,) = session.points.values()
+    assert [(round(p.real / W, 1), round(p.imag / W, 1)) for _, p in point.way.nodes] == [(0.2, 0.2), (0.5, 0.3)]
+
+
+def test_a_path_is_set_to_swing_made_faster_smooth_and_even(stage, session):
+    page = stage.page
+    page.keyboard.press("3")
+    clicks(stage, (0.2, 0.5), (0.5, 0.2), (0.55, 0.8))
+    page.get_by_role("button", name="Finish").click()
+    until(lambda: 1 in session.points)
+    point = session.points[1]
+    page.keyboard.press("Enter")
+    until(lambda: point.played > 0.5)
+    for loop in ("loop", "swing"):
+        page.get_by_role("button", name=loop, exact=True).click()
+        until(lambda loop=loop: point.way.loop == loop)
+    page.get_by_label("Speed of the path").focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    until(lambda: point.way.speed == 2)
+    assert point.played > 0.5                                               # it went on where it was
+    assert page.locator(".msk-host .times").inner_text() == "2×"
+    clicked = point.way
+    page.get_by_role("button", name="Smooth").click()
+    until(lambda: len(point.way.nodes) > 20)
+    smooth = point.way
+
+    def corners(way):                                                       # the sharpest turn, in degrees
+        at = np.array([way.at(t / way.speed) for t in np.linspace(0, way.nodes[-1][0], 40)])
+        step = np.diff(at)
+        return np.abs(np.angle(step[1:] / step[:-1], deg=True)).max()
+    assert corners(smooth) < 0.6 * corners(clicked) and (smooth.loop, smooth.speed) == ("swing", 2)
+    np.testing.assert_allclose([smooth.start, smooth.nodes[-1][1]], [clicked.start, clicked.nodes[-1][1]], atol=0.1)
+    page.get_by_role("button", name="Even").click()
+    until(lambda: point.way is not smooth)
+
+    def steps(way):
+        return np.abs(np.diff([p for _, p in way.nodes])) / np.diff([t for t, _ in way.nodes])
+    uneven, even = steps(smooth), steps(point.way)
+    assert np.ptp(uneven) > 0.3 * np.mean(uneven) and np.ptp(even) < 0.1 * np.mean(even)
+    for _ in range(2):
+        page.get_by_role("button", name="Undo").click()
+    until(lambda: point.way.nodes == clicked.nodes)
+
+
+def test_the_ruler_counts_frames_along_a_path(stage):
+    """At half the speed the same way takes twice the frames; ticks that would touch are left out."""
+    def ruler(speed):
+        return stage.ask("(() => { const { way } = given; return stage.ways.ruler(way, given.speed, 24, 1, 540) })()",
+                         {"way": [[0, 0.1, 0.5], [2, 0.9, 0.5]], "speed": speed})
+    plain, slow = ruler(1), ruler(0.5)
+    assert plain[0]["frame"] == 0 and plain[-1]["frame"] == 48 and plain[-1]["t"] == pytest.approx(2)
+    assert slow[-1]["frame"] == 96 and slow[-1]["t"] == pytest.approx(2)
+    for ticks in (plain, slow):
+        apart = np.diff([tick["t"] for tick in ticks]) / 2 * 0.8 * 540
+        assert apart.min() >= 8 and sum(tick["named"] for tick in ticks) >= 3
+
+
+def test_a_grid_is_dragged_out_and_taken_back(stage, session):
+    page = stage.page
+    page.get_by_role("button", name="Grid", exact=True).click()
+    page.get_by_role("button", name="pins").click()
+    page.get_by_label("Spacing of the grid").focus()
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")                                   # 14 % -> 20 %
+    stage.drag((0.15, 0.2), (0.77, 0.64), steps=5)
+    until(lambda: len(session.points) == 6)                                 # 0.62 and 0.44 hold three and two times 0.2
+    assert {p.kind for p in session.points.values()} == {"pin"}
+    x, y = np.array([at(p) for p in session.points.values()]).T
+    np.testing.assert_allclose(sorted(set(x.round(3))), 0.15 + 0.62 * np.array([1, 3, 5]) / 6, atol=0.01)
+    np.testing.assert_allclose(sorted(set(y.round(3))), 0.2 + 0.44 * np.array([1, 3]) / 4, atol=0.01)
+    page.keyboard.press("Control+z")
+    stage.wait("stage.points.size === 0")
+    page.keyboard.press("Control+Shift+z")
+    stage.wait("stage.points.size === 6")
+    page.get_by_label("Spacing of the grid").fill("4")
+    stage.drag((0.01, 0.01), (0.99, 0.99), steps=5)                         # 24 x 24 are too many
+    stage.wait("document.querySelector('.msk-host').shadowRoot.querySelector('.hint').textContent.includes('more than 144')")
+    assert len(session.points) == 6
+
+
+def test_a_box_chooses_points_and_they_go_together(stage, session):
+    page = stage.page
+    clicks(stage, (0.3, 0.3), (0.5, 0.4), (0.8, 0.8))
+    page.keyboard.press("5")
+    stage.drag((0.2, 0.2), (0.6, 0.5), steps=5)
+    assert stage.ask("[...stage.chosen]") == [1, 2]
+    stage.drag((0.3, 0.3), (0.4, 0.5), let_go=False)
+    stage.wait("stage.kept.slice(-6).every(({ marks }) => marks.length === 3 "
+               "&& Math.hypot(marks[1].x - 0.6, marks[1].y - 0.6) < 0.005)")
+    page.mouse.up()
+    until(lambda: not session._held)
+
+    def are(*places):
+        return not session._held and np.allclose([at(p) for p in session.points.values()], places, atol=0.01)
+    assert are((0.4, 0.5), (0.6, 0.6), (0.8, 0.8))
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowUp")
+    until(lambda: are((0.42, 0.4), (0.62, 0.5), (0.8, 0.8)))
+    page.keyboard.press("Control+z")                                        # each is one deed for the whole group
+    until(lambda: are((0.42, 0.5), (0.62, 0.6), (0.8, 0.8)))
+    assert stage.ask("[...stage.chosen]") == [1, 2]
+    page.keyboard.press("Delete")
+    until(lambda: set(session.points) == {3})
+    page.keyboard.press("Control+z")
+    until(lambda: set(session.points) == {1, 2, 3})
+
+
+def test_a_hundred_points_go_together(stage, session):
+    stage.page.keyboard.press("4")
+    stage.page.get_by_label("Spacing of the grid").fill("8")
+    stage.drag((0.05, 0.05), (0.87, 0.87), steps=5)
+    until(lambda: len(session.points) == 100)
+    before = np.array([at(p) for p in session.points.values()])
+    stage.page.keyboard.press("1")
+    stage.drag(tuple(before[44]), tuple(before[44] + 0.05), steps=15)
+    until(lambda: not session._held and len(session._deeds.last()) == 100)                  # one deed
+    moved = np.array([at(p) for p in session.points.values()]) - before
+    np.testing.assert_allclose(moved, 0.05, atol=0.01)
+    assert stage.ask("stage.stats.errors") == []                            # the line held
+
+
+def test_the_camera_flies_by_key_and_the_flight_is_taken_back(stage, session, asked):
+    keys = stage.page.keyboard
+    keys.press("d")
+    stage.wait("stage.kept.some((f) => f.marks.some((m) => m.kind === 'camera'))")          # and the stream has begun
+    tap = asked["right"]
+    assert 0.03 < tap < 0.1 and not any(asked[part] for part in ("down", "zoom", "roll", "orbit", "dolly"))
+    until(lambda: abs(session.flight.asked["right"]) < 1e-6)
+    chunks = [tracks for tracks in session._stream.asked if tracks is not None]
+    ids = set.intersection(*(set(tracks.ids[0].tolist()) for tracks in chunks))
+    moved = [sum((tracks.xy[0, -1, n, 0] - tracks.xy[0, 0, n, 0]).item() for tracks in chunks
+                 for n in [tracks.ids[0].tolist().index(i)]) for i in ids]
+    assert ids and max(moved) < 0 and min(moved) >= -tap * W - 0.1                          # to the right: all goes left
+    until(lambda: stage.page.get_by_role("button", name="Undo").is_enabled())
+    keys.press("Control+z")
+    until(lambda: abs(asked["right"]) < 1e-6)                                               # it flies back
+    for key, part in (("w", "down"), ("+", "zoom"), ("e", "roll"), ("x", "orbit"), ("r", "dolly")):
+        keys.press(key)
+        until(lambda part=part: asked[part])
+    assert asked["down"] < 0 < min(asked[part] for part in ("zoom", "roll", "orbit", "dolly"))
+    keys.down("s")
+    until(lambda: asked["down"] > 0.2)                                                      # held, it goes on
+    keys.up("s")
+    stage.page.wait_for_timeout(300)
+    low = asked["down"]
+    stage.page.wait_for_timeout(400)
+    assert asked["down"] == low                                                             # let go, it does not
+    keys.press("?")
+    listed = " ".join(stage.page.locator(".help.on dt").all_inner_texts())
+    assert all(key in listed.split() or key in listed for key in ("W A S D", "+ −", "Q E", "Z X", "R F"))
+
+
+def test_the_camera_tool_drags_the_ground_and_the_things_on_it(stage, session, asked):
+    page = stage.page
+    stage.click(*BALL)
+    page.keyboard.press("6")
+    stage.drag(BALL, (0.5, 0.5))                                            # a point goes with the hand
+    until(lambda: np.allclose(at(session.points[1]), (0.5, 0.5), atol=0.01))
+    assert not any(asked.values())
+    stage.drag((0.85, 0.8), (0.75, 0.85))                                   # the ground: the camera goes the other way
+    until(lambda: asked["right"] == pytest.approx(0.1, abs=0.01) and asked["down"] == pytest.approx(-0.05, abs=0.01))
+    page.mouse.wheel(0, -200)
+    until(lambda: asked["zoom"] == pytest.approx(0.2))
+    page.get_by_role("button", name="Zoom in").click()
+    until(lambda: asked["zoom"] > 0.3)
+    page.wait_for_timeout(400)
+    assert asked["zoom"] < 0.6                                              # a click is a tap, and ends
+    stage.wait("stage.current.marks.some((m) => m.kind === 'camera') && stage.current.marks.some((m) => m.kind === 'live')")
+    assert stage.ask("stage.points.size") == 1 and np.allclose(at(session.points[1]), (0.5, 0.5), atol=0.01)
+    stage.wait("stage.points.get(1).shown && Math.abs(stage.points.get(1).shown.x - 0.5) < 0.01")   # not the camera's mark
+
+
+def test_what_the_model_sees_is_shown_beneath_the_picture(stage, session):
+    page = stage.page
+    clicks(stage, BALL)
+    page.get_by_role("button", name="what the model sees").click()
+    until(lambda: session._look)
+    assert page.get_by_text("Nothing has been told yet").is_visible()
+    page.keyboard.press("Enter")
+    stage.wait("stage.maps.has(stage.current.chunk)")
+    page.get_by_text("the motion map, one picture for each latent frame").wait_for()
+    assert page.locator(".msk-host .map i").count() == 3
+    bright = stage.ask(f"""(async () => {{
+        const url = {SCREEN}.querySelector('.map i').style.backgroundImage.slice(5, -2), bitmap = new Image();
+        bitmap.src = url; await bitmap.decode();
+        const c = new OffscreenCanvas(36, 12).getContext('2d'); c.drawImage(bitmap, 0, 0);
+        const data = c.getImageData(0, 0, 36, 12).data, lit = [];
+        for (let i = 0; i < 12 * 36; i++) if (data[4 * i] > 128) lit.push([i % 36, Math.floor(i / 36)]);
+        return lit; }})()""")
+    x, y = int(BALL[0] * 12), int(BALL[1] * 12)
+    assert bright == [[x, y], [x + 12, y], [x + 24, y]]                      # where the point is, in each of the three
+    page.keyboard.press("m")
+    until(lambda: not session._look)
+    assert not page.locator(".msk-host .map").is_visible()
+
+
+def test_keys_alone_lay_points_boxes_and_paths(stage, session):
+    keys = stage.page.keyboard
+    stage.page.locator(".msk-host .stage").focus()
+    for key in ("ArrowLeft", "ArrowLeft", "Shift+ArrowUp", "i"):             # the cross begins in the middle
+        keys.press(key)
+    until(lambda: 1 in session.points)
+    np.testing.assert_allclose(at(session.points[1]), (0.48, 0.4), atol=0.01)
+    for key in ("Escape", "2", "ArrowDown", "i", "Escape"):
+        keys.press(key)
+    until(lambda: 2 in session.points)
+    assert session.points[2].kind == "pin"
+    for key in ("3", "ArrowDown", "Shift+ArrowDown", "i", "Shift+ArrowRight", "Shift+ArrowRight", "i", "Enter"):
+        keys.press(key)
+    until(lambda: 3 in session.points)
+    assert len(session.points[3].way.nodes) == 2
+    keys.press("Escape")
+    keys.press(".")
+    assert stage.ask("[...stage.chosen]") == [1]
+    keys.press(",")
+    assert stage.ask("[...stage.chosen]") == [3]
+    keys.press("Control+a")
+    assert stage.ask("[...stage.chosen]") == [1, 2, 3]
+    keys.press("Delete")
+    until(lambda: not session.points)
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_light_and_dark_can_be_read(browser, canvas, scheme):
+    """The stage follows the page; every word on a visible button stands out from its ground as WCAG AA asks (4.5 : 1)."""
+    stage = Stage(browser, canvas[1], color_scheme=scheme).state("ready").wait("stage.current")
+    stage.wait(f"{SCREEN}.querySelector('.stage').dataset.theme === '{scheme}'")
+    low = []
+    for tool in "123456":
+        stage.page.keyboard.press(tool)
+        low += stage.ask("""(() => {
+            const rgb = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+            const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, share, i) => {
+                const v = c[i] / 255; return sum + share * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); }, 0);
+            const ground = (e) => { for (; e; e = e.parentElement) {
+                const c = rgb(getComputedStyle(e).backgroundColor); if (c.length === 3) return c; } };
+            const root = document.querySelector('.msk-host').shadowRoot;
+            return [...root.querySelectorAll('button, label, .options span, .state')]
+                .filter((e) => e.offsetParent && !e.disabled)
+                .map((e) => {
+                    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((a, b) => b - a);
+                    return [e.textContent.trim(), (a + 0.05) / (b + 0.05)]; })
+                .filter(([, ratio]) => ratio < 4.5); })()""")
+    stage.page.close()
+    assert low == [] and stage.complaints == []
+
+
+def test_on_a_phone_nothing_sticks_out_and_fingers_find_the_tools(browser, canvas):
+    stage = Stage(browser, canvas[1], width=390, height=844, has_touch=True, device_scale_factor=2)
+    stage.state("ready").wait("stage.current").steady()
+    for tool in ("live", "pin", "path", "grid", "select", "camera"):
+        stage.page.locator(f".msk-host button[data-tool={tool}]").tap()
+        assert stage.ask("stage.tool") == tool
+        assert stage.page.evaluate("document.documentElement.scrollWidth") <= 390
+        for box in stage.ask(f"[...{SCREEN}.querySelectorAll('button, select, input')].filter((e) => e.offsetParent)"
+                             ".map((e) => e.getBoundingClientRect().toJSON())"):
+            assert box["left"] >= 0 and box["right"] <= 390
+        tall = stage.ask(f"{SCREEN}.querySelector('button[data-tool={tool}]').offsetHeight")
+        assert tall >= 44
+    stage.page.close()
+    assert stage.complaints == []
+
+
+def test_fingers_draw_a_path_and_pinch_the_camera(browser, canvas):
+    stage = Stage(browser, canvas[1], width=390, height=844, has_touch=True, device_scale_factor=2)
+    stage.state("ready").wait("stage.current").steady()
+    session, line = canvas[0].player.session, stage.page.context.new_cdp_session(stage.page)
+
+    def touch(kind, *places):
+        points = [dict(zip("xy", stage.at(*place)), id=i) for i, place in enumerate(places)]
+        line.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    stage.page.locator(".msk-host button[data-tool=path]").tap()
+    touch("touchStart", BALL)
+    for i in range(1, 16):
+        touch("touchMove", (BALL[0] + 0.03 * i, BALL[1]))
+        stage.page.wait_for_timeout(20)
+    touch("touchEnd")
+    until(lambda: 1 in session.points)
+    np.testing.assert_allclose(session.points[1].way.nodes[-1][1].real / W, BALL[0] + 0.45, atol=0.02)
+    stage.page.locator(".msk-host button[data-tool=camera]").tap()
+    with counted(session) as asked:
+        touch("touchStart", (0.4, 0.8), (0.6, 0.8))
+        for i in range(1, 11):
+            touch("touchMove", (0.4 - 0.01 * i, 0.8), (0.6 + 0.01 * i, 0.8))
+            stage.page.wait_for_timeout(20)
+        touch("touchEnd")
+        until(lambda: asked["zoom"] == pytest.approx(1, abs=0.05))           # twice as far apart
+        assert abs(asked["right"]) < 0.02 and abs(asked["roll"]) < 2
+    stage.wait("stage.current.marks.some((m) => m.kind === 'camera')")
+    stage.page.close()
+    assert stage.complaints == []
+
+
+KERNEL = """async (script) => {
+    const pack = (b) => btoa(String.fromCharCode(...new Uint8Array(b)));
+    const unpack = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+    const hears = [], model = { on: (_, hear) => hears.push(hear), off() {}, async send(content, _, buffers = []) {
+        const { answer, frames } = await window.kernel(content, buffers.map(pack));
+        hears.forEach((hear) => hear(answer, frames.map(unpack))); } };
+    const module = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
+    module.default.render({ model, el: document.querySelector(".msk-host") }); }"""
+
+
+def test_in_a_notebook_the_tools_are_the_same(browser):
+    """The widget's own module, asked and answered as a kernel would do it, without a kernel."""
+    kit = exact.exact_kit()
+
+    def open_stream(prompt, image, seed):
+        return exact.ExactStream(kit, prompt, image, seed=seed)
+    with Session(open_stream, kit.geometry, eye=eye) as session:
+        session.open(exact.picture(), "a red ball")
+        pulled, stage = Pulled(session), Stage(browser, "about:blank")
+
+        def kernel(content, buffers):
+            answer, frames = pulled.answer(content, [base64.b64decode(b) for b in buffers])
+            return {"answer": answer, "frames": [base64.b64encode(f).decode() for f in frames]}
+        stage.page.expose_function("kernel", kernel)
+        stage.page.set_content("<body data-jp-theme-light=true><textarea></textarea><div class=msk-host></div></body>")
+        stage.page.evaluate(KERNEL, STAGE_JS + RENDER)
+        stage.state("ready").wait("stage.current").wait(f"{SCREEN}.querySelector('.stage').dataset.theme === 'light'")
+        stage.page.keyboard.press("3")                                      # not for the stage: it has not been touched
+        assert stage.ask("stage.tool") == "live"
+        stage.page.get_by_role("button", name="Path", exact=True).click()
+        clicks(stage, BALL, (0.6, 0.6))
+        for key in ("Enter", "m", "Enter"):
+            stage.page.keyboard.press(key)
+        until_asked(stage, lambda: session.state == "playing" and session.points[1].kind == "path")
+        stage.rests_at(0.6, 0.6).wait("stage.maps.has(stage.current.chunk)")
+        stage.page.keyboard.press("d")
+        stage.wait("stage.current.marks.some((m) => m.kind === 'camera')")
+        stage.page.close()
+    assert stage.complaints == []
+
+
+def test_a_way_that_only_changed_its_speed_goes_on():
+    """What the page sends back is rounded; that must not begin the way anew."""
+    way = Way(((0.0, 10 + 10j), (1.23456, 20.123456 + 11j)))
+    assert Way(((0.0, 10 + 10j), (1.235, 20.12346 + 11j)), "swing", 2.0).goes_like(way)
+    assert not Way(((0.0, 10 + 10j), (1.235, 20.3 + 11j))).goes_like(way)

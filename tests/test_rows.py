@@ -1,0 +1,64 @@
+"""The table of rows: one that fails is alone, and what is there stays."""
+import json
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from msk import rows
+
+FIGURES = {"fps": 60.0, "latency_ms": {"median": 150.0}, "chunk_ms": 200.0, "chunk_ms_p95": 210.0, "tflops": 480.0,
+           "fps_without_clean_pass": 80.0, "relative_error": 0.004, "peak_memory_mb": 8000.0, "dtype": "bfloat16",
+           "attention": "cuDNN"}
+
+
+def test_a_row_that_fails_is_made_again_and_the_others_are_not(tmp_path, monkeypatch, capsys):
+    asked, file = [], tmp_path / "deep" / "rows.json"
+
+    def one(words, seconds):
+        asked.append(words)
+        return {"error": "CUDA out of memory"} if "wan2.2-5b" in words and len(asked) < 3 else dict(FIGURES)
+
+    monkeypatch.setattr(rows, "one", one)
+    some = {name: rows.ROWS[name] for name in ("1.3B compiled", "5B compiled", "1.3B plain")}
+    made = rows.run(file, 60, "cuda", rows=some)
+    assert [name for name, r in made.items() if "error" in r] == ["5B compiled"] and json.loads(file.read_text()) == made
+    said = capsys.readouterr().out
+    assert "60.00 frames a second, predicted 65 on an H200, latency 150 ms" in said
+    assert "0.40 % off" in said and "CUDA out of memory" in said
+    assert "error" not in rows.run(file, 60, "cuda", rows=some, quiet=True)["5B compiled"]
+    assert [words[1] for words in asked] == ["wan2.1-1.3b", "wan2.2-5b", "wan2.1-1.3b", "wan2.2-5b"]
+    rows.run(file, 60, "cpu", rows={"1.3B compiled": some["1.3B compiled"]}, quiet=True)        # elsewhere it is another row
+    assert asked[-1] == ["--model", "wan2.1-1.3b", "--random-weights", "--device", "cpu", "--chunks", "60"]
+
+
+def test_without_time_nothing_is_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rows, "one", lambda *_: pytest.fail("begun"))
+    assert rows.run(tmp_path / "rows.json", 1, "cpu") == {} and "ask again to go on" in capsys.readouterr().err
+
+
+def test_each_row_is_a_process_of_its_own(monkeypatch):
+    ran = []
+
+    def done(command, timeout, **_):
+        ran.append((command, timeout))
+        if "5b" in command[5]:
+            raise subprocess.TimeoutExpired(command, timeout)
+        if "track" in command[5]:
+            return SimpleNamespace(returncode=2, stderr="a bar\nmsk bench: no kernel\n")
+        with open(command[-1], "w") as file:
+            json.dump(FIGURES, file)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", done)
+    assert rows.one(["--model", "wan2.1-1.3b"], 100) == FIGURES
+    assert ran[0][0][1:6] == ["-m", "msk", "bench", "--model", "wan2.1-1.3b"] and ran[0][1] == 100
+    assert rows.one(["--model", "wan2.2-5b"], 100) == {"error": "not done after 100 s"}
+    assert rows.one(["--model", "wantrack-1.3b"], 100) == {"error": "msk bench: no kernel"}
+
+
+def test_every_row_is_a_command_that_is_understood():
+    from msk.cli import build_parser
+    for words, _ in rows.ROWS.values():
+        assert build_parser().parse_args(["bench", *words, "--random-weights"]).model in ("wan2.1-1.3b", "wan2.2-5b",
+                                                                                         "wantrack-1.3b")
