@@ -1,4 +1,4 @@
-"""What the page and the engine say to each other: the same words over a WebSocket and through a notebook's comm.
+"""What the page and the engine say to each other: the same words over a WebSocket, by posts, and through a notebook's comm.
 
 Up, text (JSON, at most 16 KiB), one object with a `type`:
 

@@ -66,11 +66,14 @@ function postLine({ at, token, session, hear, gone }) {
   async function post() {
     if (busy || over || !key || !up.length) return;
     busy = true;
-    const parts = up.splice(0, 256).flatMap((data) => {
-      const raw = typeof data === "string" ? new TextEncoder().encode(data) : new Uint8Array(data), head = new DataView(new ArrayBuffer(5));
-      head.setUint8(0, typeof data === "string" ? 0 : 1); head.setUint32(1, raw.length, true);
-      return [head.buffer, raw];
-    });
+    const parts = [];
+    for (let size = 0; up.length && size < 65536 && parts.length < 512; ) {             // what the server takes in one post
+      const data = up.shift(), binary = typeof data !== "string", raw = binary ? new Uint8Array(data) : new TextEncoder().encode(data);
+      const head = new DataView(new ArrayBuffer(5));
+      head.setUint8(0, binary ? 1 : 0); head.setUint32(1, raw.length, true);
+      parts.push(head.buffer, raw);
+      size += 5 + raw.length;
+    }
     const answer = await send(new Blob(parts)).catch(() => null);
     if (!answer || answer.status === 404 || answer.status === 403) return end("");
     setTimeout(() => { busy = false; post(); }, 30);
@@ -88,7 +91,7 @@ function postLine({ at, token, session, hear, gone }) {
       joined.set(held); joined.set(value, held.length); held = joined;
       for (let size; held.length >= 5 && held.length >= 5 + (size = new DataView(held.buffer, held.byteOffset).getUint32(1, true)); held = held.subarray(5 + size)) {
         const data = held.slice(5, 5 + size);
-        hear(held[0] ? data.buffer : new TextDecoder().decode(data));
+        try { hear(held[0] ? data.buffer : new TextDecoder().decode(data)); } catch (error) { reportError(error); }
       }
     }
   }
@@ -111,7 +114,7 @@ function socketHost({ url, token }) {
       const dial = () => {
         if (closed) return;
         let heard = false, over = false;
-        const beat = setInterval(() => this.send({ type: "ping", t: performance.now() }), 5000), silent = setTimeout(() => mine.close(4001), 5000);
+        const beat = setInterval(() => this.send({ type: "ping", t: performance.now() }), 5000), silent = setTimeout(() => mine.close(4001), 5000 * 2 ** Math.min(tries, 3));
         const hear = (data) => {
           if (over) return;
           heard = true;
