@@ -50,7 +50,7 @@ def test_the_prompt_is_shown_and_another_is_followed_while_it_plays(played):
         page, complaints = browser.new_page(), []
         page.on("pageerror", lambda e: complaints.append(str(e)))
         page.expose_function("pull", pull)
-        page.evaluate(MODEL_JS, [STAGE_JS.read_text(encoding="utf-8") + RENDER])
+        page.evaluate(MODEL_JS, [STAGE_JS + RENDER])
         field, stage = page.get_by_label("Prompt"), "document.body.firstElementChild.mskStage"
         page.wait_for_function(f"() => {stage}.state === 'ready' && document.querySelector('input').value === 'a red ball'")
         page.get_by_role("button", name="Start").click()
