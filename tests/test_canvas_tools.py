@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from msk import grip
 from msk.live.points import Way
 from msk.live.session import Session
 from msk.live.widget import RENDER, STAGE_JS, Pulled
@@ -60,15 +61,15 @@ def session(stage, canvas):
 @contextmanager
 def counted(session):
     """All that the camera is asked for in here, summed up as it comes."""
-    total, ask = dict.fromkeys(session.flight.asked, 0.0), session.flight.ask
+    total, ask = dict.fromkeys(session.hold.flight.asked, 0.0), session.hold.flight.ask
 
     def count(move):
         for part, amount in move.items():
             total[part] += amount
         return ask(move)
-    session.flight.ask = count
+    session.hold.flight.ask = count
     yield total
-    session.flight.ask = ask
+    session.hold.flight.ask = ask
 
 
 @pytest.fixture
@@ -283,7 +284,7 @@ def test_the_camera_flies_by_key_and_the_flight_is_taken_back(stage, session, as
     stage.wait("stage.kept.some((f) => f.marks.some((m) => m.kind === 'camera'))")          # and the stream has begun
     tap = asked["right"]
     assert 0.03 < tap < 0.1 and not any(asked[part] for part in ("down", "zoom", "roll", "orbit", "dolly"))
-    until(lambda: abs(session.flight.asked["right"]) < 1e-6)
+    until(lambda: abs(session.hold.flight.asked["right"]) < 1e-6)
     chunks = [tracks for tracks in session._stream.asked if tracks is not None]
     ids = set.intersection(*(set(tracks.ids[0].tolist()) for tracks in chunks))
     moved = [sum((tracks.xy[0, -1, n, 0] - tracks.xy[0, 0, n, 0]).item() for tracks in chunks
@@ -352,6 +353,40 @@ def test_what_the_model_sees_is_shown_beneath_the_picture(stage, session):
     page.keyboard.press("m")
     until(lambda: not session._look)
     assert not page.locator(".msk-host .map").is_visible()
+
+
+def test_what_a_point_takes_is_outlined_and_a_page_can_choose_otherwise(browser, tmp_path):
+    pytest.importorskip("cv2")
+    page, lobby, url = serve("exact", free_port(), folder=tmp_path, cut=grip.cut, rest=True)
+    drawn = f"""(() => {{ const c = {SCREEN}.querySelector('.top'), w = c.width, h = c.height, got = new Set();
+        const data = c.getContext('2d').getImageData(0, 0, w, h).data;
+        for (let i = 0; i < data.length; i += 4)
+          if (data[i + 1] > 170 && data[i] < 120 && data[i + 2] < 190 && data[i + 3] > 200) got.add(Math.floor((i / 4 % w) / w * 48) + 48 * Math.floor(Math.floor(i / 4 / w) / h * 48));
+        return got.size; }})()"""
+    try:
+        stage = Stage(browser, url).state("ready").wait("stage.current")
+        session = lobby.player.session
+        stage.click(*BALL)
+        until(lambda: session.points and session.hold.things)
+        stage.wait(f"{drawn} > 12")                                     # a line about the ball, not a disc in it
+        around = stage.ask(drawn)
+        stage.page.get_by_role("button", name="its spot").click()
+        until(lambda: not session.hold.grips)
+        stage.wait(f"{drawn} < {around} - 6")
+        still = stage.page.get_by_role("button", name="Still")
+        assert still.get_attribute("aria-pressed") == "true"
+        stage.page.keyboard.press("h")
+        until(lambda: not session.hold.rest)
+        stage.wait(f"{SCREEN}.querySelector('[data-do=rest]').getAttribute('aria-pressed') === 'false'")
+        stage.page.get_by_role("button", name="the thing", exact=True).click()
+        until(lambda: session.hold.things)
+        stage.drag(BALL, (0.7, 0.6)).state("playing")
+        way = 0.7 * W - exact.BALL_AT[0]
+        until(lambda: abs((session.hold.things[0].here() - session.hold.things[0].origins).real.mean() - way) < 2)
+        assert stage.complaints == [] and stage.strangers == []
+    finally:
+        lobby.close()
+        page.close(verbose=False)
 
 
 def test_keys_alone_lay_points_boxes_and_paths(stage, session):
