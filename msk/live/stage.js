@@ -191,6 +191,8 @@ function modelHost(model) {
   };
 }
 
+const UNHEARD = 5000;       // milliseconds for which a new point stays though the server has not yet spoken of it
+
 function mountStage(el, host) {
   const root = el.shadowRoot || el.attachShadow({ mode: "open" });
   root.innerHTML = STAGE_HTML;
@@ -244,7 +246,7 @@ function mountStage(el, host) {
 
   function takePoints(listed) {
     const held = new Set([...hands.values()].flatMap((hand) => hand.ids)), ids = new Set(listed.map((p) => p.id));
-    for (const [id, p] of points) if (!ids.has(id) && performance.now() - p.born > 1500) points.delete(id);
+    for (const [id, p] of points) if (!ids.has(id) && performance.now() - p.born > UNHEARD) points.delete(id);
     for (const p of listed) {
       const { nodes = null, loop, speed } = p;
       if (!points.has(p.id)) newPoint(p.id, p.kind, p);
@@ -872,7 +874,7 @@ function mountStage(el, host) {
   }
 
   function chooseNext(step) {
-    const ids = [...points.keys()], at = ids.indexOf([...chosen][0]);
+    const ids = [...points.keys()].sort((a, b) => a - b), at = ids.indexOf([...chosen][0]);
     if (ids.length) choose([ids[(at < 0 ? (step > 0 ? 0 : ids.length - 1) : at + step + ids.length) % ids.length]]);
   }
 
