@@ -380,7 +380,7 @@ def test_what_a_point_takes_is_outlined_and_a_page_can_choose_otherwise(browser,
         stage.wait(f"{SCREEN}.querySelector('[data-do=rest]').getAttribute('aria-pressed') === 'false'")
         stage.page.get_by_role("button", name="the thing", exact=True).click()
         until(lambda: session.hold.things)
-        stage.drag(BALL, (0.7, 0.6)).state("playing")
+        stage.drag(BALL, (0.7, 0.6))
         way = 0.7 * W - exact.BALL_AT[0]
         until(lambda: abs((session.hold.things[0].here() - session.hold.things[0].origins).real.mean() - way) < 2)
         assert stage.complaints == [] and stage.strangers == []
