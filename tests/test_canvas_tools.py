@@ -360,8 +360,9 @@ def test_what_a_point_takes_is_outlined_and_a_page_can_choose_otherwise(browser,
     page, lobby, url = serve("exact", free_port(), folder=tmp_path, cut=grip.cut, rest=True)
     drawn = f"""(() => {{ const c = {SCREEN}.querySelector('.top'), w = c.width, h = c.height, got = new Set();
         const data = c.getContext('2d').getImageData(0, 0, w, h).data;
-        for (let i = 0; i < data.length; i += 4)
-          if (data[i + 1] > 170 && data[i] < 120 && data[i + 2] < 190 && data[i + 3] > 200) got.add(Math.floor((i / 4 % w) / w * 48) + 48 * Math.floor(Math.floor(i / 4 / w) / h * 48));
+        for (let i = 0; i < data.length; i += 4) {{
+          const [r, g, b, a] = data.subarray(i, i + 4), x = i / 4 % w, y = Math.floor(i / 4 / w);
+          if (g > 170 && r < 120 && b < 190 && a > 200) got.add(Math.floor(x / w * 48) + 48 * Math.floor(y / h * 48)); }}
         return got.size; }})()"""
     try:
         stage = Stage(browser, url).state("ready").wait("stage.current")
