@@ -292,6 +292,31 @@ def test_a_second_page_waits_and_then_plays(stage, browser, canvas):
         other.page.close()
 
 
+def test_a_login_guards_the_stage_too(browser, tmp_path):
+    websockets = pytest.importorskip("websockets.sync.client")
+    page, lobby, url = serve("exact", free_port(), folder=tmp_path, auth=("me", "secret"))
+    try:
+        stage = Stage(browser, url)
+
+        def login(password):
+            stage.page.get_by_label("username").fill("me")
+            stage.page.get_by_label("password").fill(password)
+            stage.page.get_by_role("button", name="Login").click()
+
+        login("guess")
+        stage.page.get_by_text("Incorrect").wait_for()
+        assert stage.page.locator(".msk-host").count() == 0 and lobby.player is None
+        with pytest.raises(websockets.InvalidStatus):                   # nor by the side door
+            websockets.connect(f"{url.replace('http', 'ws')}msk/ws", origin=url.rstrip("/"), subprotocols=["msk"], proxy=None)
+        login("secret")
+        stage.state("ready").wait("stage.current").page.keyboard.press("Enter")
+        stage.wait("stage.current.index > 3")
+        stage.page.close()
+    finally:
+        lobby.close()
+        page.close(verbose=False)
+
+
 def test_touch_on_a_narrow_screen(browser, canvas):
     stage = Stage(browser, canvas[1], width=360, height=740, has_touch=True, device_scale_factor=2)
     stage.state("ready").wait("stage.current")

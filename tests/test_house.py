@@ -78,3 +78,9 @@ def test_every_notebook_opens_with_its_question_and_its_twin_says_the_same():
                 assert "".join(cell["source"]).strip() in twin, f"{path.name} and its .py differ: make notebooks"
                 assert not re.search(r"^class ", "".join(cell["source"]), re.M), f"{path.name}: classes live in msk/"
         assert path.stat().st_size < 400_000, path.name
+
+
+def test_what_the_demos_claim_is_tested():
+    claimed = re.findall(r"`(test_\w+)`", (ROOT / "demos" / "README.md").read_text())
+    there = {name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    assert len(claimed) > 20 and set(claimed) <= there
