@@ -307,7 +307,7 @@ def test_a_login_guards_the_stage_too(browser, tmp_path):
         stage.page.get_by_text("Incorrect").wait_for()
         assert stage.page.locator(".msk-host").count() == 0 and lobby.player is None
         with pytest.raises(websockets.InvalidStatus):                   # nor by the side door
-            websockets.connect(f"{url.replace('http', 'ws')}msk/ws", origin=url.rstrip("/"), subprotocols=["msk"], proxy=None)
+            websockets.connect(f"ws{url.removeprefix('http')}msk/ws", origin=url.rstrip("/"), subprotocols=["msk"], proxy=None)
         login("secret")
         stage.state("ready").wait("stage.current").page.keyboard.press("Enter")
         stage.wait("stage.current.index > 3")
