@@ -107,10 +107,15 @@ class Thing:
     ids: list[int] = field(default_factory=list)        # of its points, for the model
 
     @classmethod
-    def at(cls, picture: np.ndarray, place: complex, spacing: float, cut=cut) -> Thing | None:
-        """The thing at a place of the picture; None where there is but ground."""
-        mask = cut(picture, place)
-        if mask is None:
+    def at(cls, picture: np.ndarray, place: complex, spacing: float, known: list[Thing] = (), cut=cut) -> Thing | None:
+        """The thing at a place of the picture; None where there is but ground. What is known already stays what it is."""
+        mask = cut(picture, place) if inside(np.array(place), picture.shape[1::-1]) else None
+        for other in known if mask is not None else ():
+            mask = mask & ~other.mask
+        if mask is None or not mask[int(place.imag), int(place.real)]:
+            return None
+        mask = _around(mask, int(place.real), int(place.imag))
+        if mask.mean() <= SHARE[0]:
             return None
         origins = spread(mask, max(spacing, (mask.sum() / MOST) ** 0.5))
         return cls(mask, origins if len(origins) else np.array([place]), place)
@@ -129,11 +134,13 @@ class Thing:
         line = cv2.approxPolyDP(max(found, key=cv2.contourArea), 0.006 * min(self.mask.shape), True)[:, 0]
         return self.turn * (line @ np.array([1, 1j]) + (0.5 + 0.5j)) + self.shift
 
-    def lead(self, origins, places) -> tuple[complex, complex]:
+    def lead(self, origins, places, longest: float | None = None) -> tuple[complex, complex]:
         """Be where the hand's points on it want to be, as near as shift, turn and size allow: its turn and shift.
 
-        origins, places [K] complex. One point shifts it, and leaves its turn as it is.
+        origins, places [K] complex. One point shifts it, and leaves its turn as it is. longest: step of its middle, and of
+        its rim about that, in pixels; None: any.
         """
+        was, middle = self.turn, self.here().mean()
         origins, places = np.asarray(origins), np.asarray(places)
         a, b = origins.mean(), places.mean()
         apart = origins - a
@@ -142,7 +149,13 @@ class Thing:
             turn = complex((apart.conj() * (places - b)).sum() / weight)
             if abs(turn) > 1e-6:
                 self.turn = turn / abs(turn) * min(max(abs(turn), SIZES[0]), SIZES[1])
+        if longest is not None:
+            radius = max(1.0, float(np.abs(self.origins - self.origins.mean()).max()))
+            self.turn = was + _short(self.turn - was, longest / radius)
         self.shift = complex(b - self.turn * a)
+        if longest is not None:
+            step = complex(self.here().mean() - middle)
+            self.shift += _short(step, longest) - step
         return self.turn, self.shift
 
     def here(self, way: tuple[complex, complex] | None = None) -> np.ndarray:
@@ -158,6 +171,10 @@ class Thing:
         """Which of the places [...] complex it covers; wide: or nearly."""
         turn, shift = way or (self.turn, self.shift)
         return _at(self.wide if wide else self.mask, (places - shift) / turn)
+
+
+def _short(step: complex, longest: float) -> complex:
+    return step * longest / abs(step) if abs(step) > longest else step
 
 
 def inside(places: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -197,7 +214,7 @@ def whole(tracks: Tracks, picture: torch.Tensor, stride: int, max_id: int = 1638
     for n in sorted(range(len(origins)), key=lambda n: not moves[n]):
         whose[n] = next((thing for thing in things if thing.covers(origins[n], wide=False)), None)
         if whose[n] is None and moves[n]:
-            whose[n] = Thing.at(picture, complex(origins[n]), stride)
+            whose[n] = Thing.at(picture, complex(origins[n]), stride, things)
             things += [whose[n]] if whose[n] is not None else []
     loose = spread(np.ones(picture.shape[:2], bool), max(size) / REST) if rest else np.zeros(0, complex)
     for thing in things:

@@ -306,8 +306,9 @@ def test_a_login_guards_the_stage_too(browser, tmp_path):
         login("guess")
         stage.page.get_by_text("Incorrect").wait_for()
         assert stage.page.locator(".msk-host").count() == 0 and lobby.player is None
-        with pytest.raises(websockets.InvalidStatus):                   # nor by the side door
-            websockets.connect(f"ws{url.removeprefix('http')}msk/ws", origin=url.rstrip("/"), subprotocols=["msk"], proxy=None)
+        side_door, origin = f"ws{url.removeprefix('http')}msk/ws", url.rstrip("/")
+        with pytest.raises(websockets.InvalidStatus):
+            websockets.connect(side_door, origin=origin, subprotocols=["msk"], proxy=None)
         login("secret")
         stage.state("ready").wait("stage.current").page.keyboard.press("Enter")
         stage.wait("stage.current.index > 3")

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .. import video
 from .protocol import EXPORTS, ProtocolError
-from .record import Take
+from .record import Take, packed_session
 from .replay import whole
 
 SUFFIX = dict(zip(EXPORTS, (".mp4", ".webp", ".gif", ".png", ".npz", ".tracks.json", ".session.json")))
@@ -30,7 +30,7 @@ def export(session, what: str, folder: str | Path, mark: bool = False) -> Path:
     path = Path(folder) / f"{take.name}{SUFFIX[what]}"
     try:
         if what == "session":
-            path.write_text(json.dumps(take.session()), encoding="utf-8")
+            path.write_bytes(packed_session(take.session()))
         elif what in ("npz", "tracks"):
             write_tracks(take, path)
         elif what == "png":

@@ -5,7 +5,8 @@ A group of points that move as one is kept in a session as
     {"ids": [...], "origin": [[x, y] or null, ...], "at": [[x, y], ...], "way": [[turn, shift as four numbers], ...],
      "unseen": {"3": [frames], ...}, "seed": [x, y], "points": [ids of the hand's points on it]}
 
-where `at` (by default the origin) is what `way`, frame by frame, turns and shifts; without a way it stands.
+where `at` (by default the origin) is what `way`, frame by frame, turns and shifts; without a way it stands. Only things have
+a seed: the place in the picture where they were taken hold of.
 """
 from __future__ import annotations
 
@@ -20,18 +21,19 @@ from .flight import Flight
 from .points import Point
 
 FAR = (-1.0, -1.0)
+MOST_THINGS = 24
 
 
 class Hold:
     """The things of one stream, nearest first, and all the rest. `name()` gives a track id that is free.
 
     cut(picture [H, W, 3] uint8, place) -> mask: how things are found; None: points are alone. rest: does all stay that no
-    hand moves?
+    hand moves? longest: step of a thing in one frame, in pixels.
     """
 
     def __init__(self, width: int, height: int, name: Callable[[], int], stride: int = 8, cut: Callable | None = None,
-                 rest: bool = False):
-        self.size, self.name, self.stride, self.cut = (width, height), name, stride, cut
+                 rest: bool = False, longest: float | None = None):
+        self.size, self.name, self.stride, self.cut, self.longest = (width, height), name, stride, cut, longest
         self.grips, self.rest = cut is not None, rest
         self.flight = Flight(width, height, name)
         self.things: list[Thing] = []
@@ -52,10 +54,15 @@ class Hold:
         """The nearest thing that is now at this place."""
         return next((t for t in self.things if t.covers(np.array(place), wide=False)), None)
 
+    def of(self, origin: complex) -> Thing | None:
+        """The thing that this place of the picture belongs to, as far as is known."""
+        return next((t for t in self.things if t.covers(np.array(origin), (1, 0), wide=False)), None)
+
     def join(self, point: Point, thing: Thing | None) -> None:
         """The point takes hold of a thing; None: of its spot alone."""
         point.thing, point.looked = thing, True
         if thing is not None:
+            thing.ids = thing.ids or self._names(len(thing.origins))
             self.raise_(thing)
 
     def raise_(self, thing: Thing) -> None:
@@ -64,22 +71,12 @@ class Hold:
             self.things.remove(thing)
         self.things.insert(0, thing)
 
-    def find(self, picture: np.ndarray, place: complex) -> Thing | None:
-        """The thing at this place of the picture; what belongs to one that is known already is left to that."""
-        known = [t.mask for t in self.things]
-
-        def cut(picture, place):
-            mask = self.cut(picture, place)
-            for other in known if mask is not None else ():
-                mask = mask & ~other
-            return mask if mask is not None and mask.any() else None
-
-        thing = Thing.at(picture, place, self.stride, cut)
-        if thing is not None:
-            thing.ids = self._names(len(thing.origins))
-        return thing
+    def find(self, picture: np.ndarray, place: complex, known: list[Thing]) -> Thing | None:
+        """The thing at this place of the picture, beside those that are known. It takes a while, and changes nothing."""
+        return Thing.at(picture, place, self.stride, known, self.cut) if len(known) < MOST_THINGS else None
 
     def _names(self, count: int) -> list[int]:
+        """So many track ids that nobody has."""
         names: dict[int, None] = {}
         while len(names) < count:
             names[self.name()] = None
@@ -90,23 +87,22 @@ class Hold:
         """What is told beside the hand's points [N], which go along paths [N][frames]: the camera's grid while it flies, as
         (track id, mark id, places, seen, origin), and the groups.
         """
-        for point in points:
-            if point.thing is not None and point.thing not in self.things:     # it was taken away, and that was undone
-                self.raise_(point.thing)
-        self.things = [t for t in self.things if self.rest or any(p.thing is t for p in points)]
+        self.things = [t for t in self.things if any(p.thing is t for p in points) or self._near(t)]
+        told = [t for t in self.things if self.rest or any(p.thing is t for p in points)]
         flies = self.flight.flies
         grid, moves = self.flight.frames(count, first, stays=self.rest)
         own, speaks, ways = self.flight.points, [], []
         origins = np.array([p[3] if p[3] is not None else complex(*FAR) for p in own], complex)
-        free = ~np.logical_or.reduce([t.covers(origins, (1, 0)) for t in self.things] + [np.zeros(len(own), bool)])
+        free = ~np.logical_or.reduce([t.covers(origins, (1, 0)) for t in told] + [np.zeros(len(own), bool)])
         for i in range(count):
-            ways.append([self._go(t, [(p.origin, path[i]) for p, path in zip(points, paths) if p.thing is t], moves[i])
-                         for t in self.things])
+            went = {id(t): self._go(t, [(p.origin, path[i]) for p, path in zip(points, paths) if p.thing is t], moves[i])
+                    for t in self.things}
+            ways.append([went[id(t)] for t in told])
             spots = [path[i] for p, path in zip(points, paths) if p.thing is None]
-            speaks.append(speaking(self.things, ways[i], np.array(grid[i], complex), spots, self.size))
+            speaks.append(speaking(told, ways[i], np.array(grid[i], complex), spots, self.size))
             speaks[i][-1] &= free
         groups = []
-        for k, thing in enumerate(self.things):
+        for k, thing in enumerate(told):
             way = [[round(v, 5) for z in frame[k] for v in (z.real, z.imag)] for frame in ways]
             groups.append(_group(thing.ids, thing.origins, [s[k] for s in speaks]) | {
                 "way": way, "seed": _pair(thing.seed), "points": [p.id for p in points if p.thing is thing]})
@@ -118,10 +114,14 @@ class Hold:
                           | {"at": [_pair(p[1]) for p in own]})
         return [], groups
 
+    def _near(self, thing: Thing) -> bool:
+        """Not so far behind the camera, or so near to it, that it may be forgotten?"""
+        return abs(thing.here().mean()) < 20 * max(self.size) and 0.05 < abs(thing.turn) < 20
+
     def _go(self, thing: Thing, led: list[tuple[complex, complex]], move: Callable | None) -> tuple[complex, complex]:
         """One frame of a thing: where the hand leads it, else with the camera, else it stays."""
         if led:
-            return thing.lead(*zip(*led))
+            return thing.lead(*zip(*led), self.longest)
         if move is not None:
             centre = thing.here().mean()
             z = self.flight.depth(centre)
@@ -131,27 +131,24 @@ class Hold:
             thing.turn = turn
         return thing.turn, thing.shift
 
-    def again(self, groups: list[dict], points: dict[int, Point], picture: np.ndarray) -> None:
-        """Be as a kept session left it: `groups` are those of its last chunk."""
-        self.things.clear()
-        for group in groups:
-            try:
-                ids, seed = [int(i) for i in group["ids"]], group.get("seed")
-                if seed is None:
-                    places = group.get("at", group["origin"])
-                    self.flight.points = [[i, complex(*at), self.flight.depth(complex(*at)), o and complex(*o), k]
-                                          for k, (i, at, o) in enumerate(zip(ids, places, group["origin"]))]
-                    self.flight.moved = any(o is None or o != at for o, at in zip(group["origin"], places))
-                    continue
-                thing = self.find(picture, complex(*seed)) if self.cut is not None else None
-                if thing is None:
-                    continue
+    def again(self, groups: list[dict], flown: list[tuple], points: dict[int, Point], found: list[Thing | None]) -> None:
+        """Be as a kept session left it: its last chunk's `groups`, and the camera's rows (track id, place, origin).
+
+        found: the thing of each group, None where it is none.
+        """
+        self.things = [thing for thing in found if thing is not None]
+        for group, thing in zip(groups, found):
+            if thing is not None:
+                ids = [int(i) for i in group["ids"]]
+                thing.ids = ids if len(ids) == len(thing.origins) else self._names(len(thing.origins))
                 thing.turn, thing.shift = (complex(*group["way"][-1][k:k + 2]) for k in (0, 2))
-                self.things.append(thing)
                 for point in (points[i] for i in group.get("points", []) if i in points):
                     point.thing, point.looked = thing, True
-            except (KeyError, TypeError, ValueError, IndexError):
-                continue
+            elif "seed" not in group:
+                flown = zip(group["ids"], group.get("at", group["origin"]), group["origin"])
+        self.flight.points = [[i, complex(*at), self.flight.depth(complex(*at)), o and complex(*o), k]
+                              for k, (i, at, o) in enumerate(flown) if at is not None]
+        self.flight.moved |= any(p[3] is None or p[3] != p[1] for p in self.flight.points)
 
 
 def _pair(place: complex | None) -> list[float] | None:

@@ -55,7 +55,7 @@ from .points import KINDS, LOOPS, MOVE
 VERSION = 2
 MAX_TEXT = 16 * 1024
 MAX_BINARY = 64 * 1024
-MAX_POINTS = 144            # with a camera's 36 they fit in one byte
+MAX_POINTS = 144            # with a camera's 64 they fit in one byte
 MAX_NODES = 160             # of one path
 MAX_PROMPT = 1000
 MAX_SAMPLES = 64

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -17,13 +18,20 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+
 from ..video import GENERATED
 from ..weights import write_whole
+from .protocol import MARKS
 
+log = logging.getLogger("msk.live")
 FORMAT = "msk session 1"
 MAX_SESSION = 256 * 1024 ** 2               # bytes of a session file
 MAX_FRAMES = 24 * 3600 * 6                  # of one take: six hours
 MAX_EVENTS = 100_000
+MAX_GROUPS, MAX_TRACKS = 64, 4096           # that one chunk may hold
+FAR = 1e5                                   # pixels: no place is so far
+AGAIN = "again"
 _NAME = re.compile(r"take-\d{8}-\d{6}-[0-9a-f]{16}")
 
 
@@ -55,6 +63,7 @@ class Take:
         self._parts: list[Path] = []
         self._part = self._stream = self._lines = None
         self._in_part = 0
+        self._held: dict = {}                       # the last chunk
         self._lock = threading.RLock()
 
     @property
@@ -81,6 +90,8 @@ class Take:
         with self._lock:
             if not self.closed and ("event" not in record or self.events < MAX_EVENTS):
                 self.events += "event" in record
+                if "chunk" in record:
+                    record, self._held = lean([self._held, record])[1], record
                 self._line(record)
 
     def metadata(self) -> dict:
@@ -195,14 +206,25 @@ def join(parts: list[Path], path: Path, fps: Fraction, metadata: dict) -> Path:
 
 
 def finish(lines: Path, parts: list[Path]) -> Path | None:
-    """NAME.jsonl and its parts -> NAME.json and, if there are frames, NAME.mp4, whose path comes back."""
-    session, path = read_session(lines), None
-    write_whole(lines.with_suffix(".json"), json.dumps(session).encode())
+    """NAME.jsonl and its parts -> NAME.json and, if there are frames, NAME.mp4, whose path comes back.
+
+    Lines that cannot be read as a session stay as they are, and the frames are joined all the same.
+    """
+    path = None
+    try:
+        session = read_session(lines)
+    except ValueError as error:
+        log.warning("%s stays as it is: %s", lines, error)
+        with open(lines, encoding="utf-8") as text:
+            session = {**json.loads(text.readline()), "lines": lines.name}
+    else:
+        write_whole(lines.with_suffix(".json"), packed_session(session))
     if parts:
         about = {k: v for k, v in session.items() if isinstance(v, (str, int, float)) and k not in ("picture", "process")}
         path = join(parts, lines.with_suffix(".mp4"), Fraction(session["frames_per_second"]).limit_denominator(1000),
                     {"comment": GENERATED, "title": lines.stem, "msk": json.dumps(about)})
-    lines.unlink()
+    if "lines" not in session:
+        lines.unlink()
     for part in parts:
         part.unlink()
     return path
@@ -289,7 +311,14 @@ def parse_session(data: bytes, name: str = "the file") -> dict:
             session["events"].append(record)
         else:
             session.update(record)
+    if isinstance(session["chunks"], list) and all(isinstance(chunk, dict) for chunk in session["chunks"]):
+        full(session["chunks"])
     return check_session(session, name)
+
+
+def packed_session(session: dict) -> bytes:
+    """A session as its file holds it."""
+    return json.dumps({**session, "chunks": lean(session["chunks"])}).encode()
 
 
 def check_session(session: dict, name: str = "the file") -> dict:
@@ -302,24 +331,63 @@ def check_session(session: dict, name: str = "the file") -> dict:
             raise ValueError(f"{name}: {key} is {session.get(key)!r:.40}, wanted {kind.__name__}: it is damaged")
     for k, chunk in enumerate(session["chunks"]):
         try:
-            count, ids = int(chunk["frames"]), chunk["ids"]
-            fine = (0 < count <= 1000 and len(ids) <= 4096 and len(chunk["xy"]) == (count if ids else 0)
-                    and all(len(row) == len(ids) for row in chunk["xy"]) and len(chunk["origin"]) == len(ids)
-                    and len(chunk["who"]) == len(ids) and len(chunk.get("seen", chunk["xy"])) == len(chunk["xy"])
-                    and all(_fits(group, count) for group in chunk.get("held", []))
-                    and isinstance(chunk.get("say", ""), str) and isinstance(chunk.get("points", []), list))
-        except (KeyError, TypeError, ValueError):
+            fine = _holds(chunk)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError):
             fine = False
         if not fine:
             raise ValueError(f"{name}: chunk {k} does not hold together: it is damaged")
     return session
 
 
+def _holds(chunk: dict) -> bool:
+    """Is every part of a chunk there, of the right size, and bounded?"""
+    count, ids, held, hold = int(chunk["frames"]), chunk["ids"], chunk.get("held", []), chunk.get("hold", [True, True])
+    if not (0 < count <= 1000 and len(ids) <= 255 and len(held) <= MAX_GROUPS):
+        return False
+    xy, seen = np.array(chunk["xy"], float), np.array(chunk.get("seen", [[1] * len(ids)] * count), float)
+    return (_names(ids) and len(ids) + sum(len(group["ids"]) for group in held) <= MAX_TRACKS
+            and (xy.shape == (count, len(ids), 2) if ids else xy.size == 0) and bool((np.abs(xy) < FAR).all())
+            and (seen.shape == (count, len(ids)) or not ids)
+            and len(chunk["origin"]) == len(ids) and _places(chunk["origin"])
+            and len(chunk["who"]) == len(ids) and all(kind in MARKS and _names([id]) for id, kind in chunk["who"])
+            and all(_fits(group, count) for group in held) and [type(v) for v in hold] == [bool, bool]
+            and isinstance(chunk.get("say", ""), str) and isinstance(chunk.get("points", []), list))
+
+
 def _fits(group: dict, frames: int) -> bool:
     """Does a group of points (hold.py) hold together?"""
-    ids, way = group["ids"], group.get("way", [])
-    return (len(ids) <= 4096 and len(group["origin"]) == len(ids) == len(group.get("at", ids))
-            and all(len(place) == 2 for place in group.get("at", [])) and len(way) in (0, frames)
-            and all(len(turn) == 4 for turn in way)
-            and all(0 <= int(n) < len(ids) and all(0 <= i < frames for i in when)
+    ids, at, seed = group["ids"], group.get("at"), "seed" in group
+    way = np.array(group.get("way") or [[1, 0, 0, 0]] * frames, float)
+    return (len(ids) > 0 and _names(ids) and len(group["origin"]) == len(ids) and _places(group["origin"])
+            and (at is None or len(at) == len(ids) and None not in at and _places(at))
+            and way.shape == (frames, 4) and bool((np.abs(way) < FAR).all())
+            and bool((np.hypot(way[:, 0], way[:, 1]) > 1e-3).all())
+            and (not seed or "way" in group and group["seed"] is not None and _places([group["seed"]]))
+            and _names(group.get("points", []))
+            and all(0 <= int(n) < len(ids) and all(0 <= i < frames for i in when) and _names(when)
                     for n, when in group.get("unseen", {}).items()))
+
+
+def _names(numbers: list) -> bool:
+    return isinstance(numbers, list) and all(type(i) is int and 0 <= i < 2 ** 31 for i in numbers)
+
+
+def _places(places: list) -> bool:
+    """Are these pairs of numbers, or None where nothing is known?"""
+    known = [place for place in places if place is not None]
+    pairs = np.array(known or [(0, 0)], float)
+    return pairs.shape == (len(pairs), 2) and bool((np.abs(pairs) < FAR).all())
+
+
+def lean(chunks: list[dict]) -> list[dict]:
+    """What is held as in the chunk before is written as AGAIN: most of the time nothing moves."""
+    return [{**now, "held": AGAIN} if "held" in now and now["held"] == before.get("held") else now
+            for before, now in zip([{}, *chunks], chunks)]
+
+
+def full(chunks: list[dict]) -> list[dict]:
+    """`lean` undone."""
+    for before, now in zip([{}, *chunks], chunks):
+        if now.get("held") == AGAIN:
+            now["held"] = before.get("held", [])
+    return chunks

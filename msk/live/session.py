@@ -24,6 +24,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
+from ..grip import Thing
 from ..picture import fitted, read_picture
 from ..tracks import Tracks
 from .follow import Follow, Follower
@@ -80,7 +81,8 @@ class Session:
         self.prompt, self.seed = "", 0
         self.points: dict[int, Point] = {}
         self._left: deque[tuple[complex, complex]] = deque(maxlen=MAX_POINTS)   # place and origin of points that have gone
-        self.hold = Hold(geometry.width, geometry.height, self._new_track, geometry.stride, cut, rest)
+        self.hold = Hold(geometry.width, geometry.height, self._new_track, geometry.stride, cut, rest,
+                         self.follow.max_step * geometry.width)
         self.take: Take | None = None
         self._changed = threading.Condition(threading.RLock())
         self._deeds, self._held = Deeds(), {}           # looks of the points that are in a hand, from before
@@ -91,7 +93,10 @@ class Session:
         self._script: deque[dict] = deque()             # chunks of a kept session that are still to be played again
         self._hold_at: int | None = None                # after so many frames, pause
         self._last_points: list | None = None           # how that session ended
-        self._last_groups: list | None = None           # and what was held in the chunk of it that was played last
+        self._left_off: tuple | None = None             # and what was held in the chunk of it that was played last,
+        self._resuming: tuple | None = None             # which is to be held again
+        self._wish = cut is not None, rest              # what a new picture begins with: grips, rest
+        self._noted: tuple | None = None                # the same, as the take knows it
         self._told: str | None = None                   # what the stream's prompt is
         self._said = ""                                 # the same, as the take knows it
         self._before: Take | None = None                # the last take that has frames
@@ -102,6 +107,7 @@ class Session:
         self._next_due = 0.0                            # when the next frame to be made should be seen
         self._paused_at = self._touched = self._flown = time.monotonic()
         self._chunk = self._index = 0
+        self._looked = -1                               # the chunk in which a point was last looked at
         self._making: deque[float] = deque(maxlen=8)    # seconds from asking to frames, of the latest chunks
         self._cycle: deque[float] = deque(maxlen=8)     # the same with the clean pass
         self._echo: float | None = None
@@ -124,6 +130,7 @@ class Session:
             self.image, self.prompt, self.seed = picture, prompt, seed
             self._random = random.Random(seed)
             self.points.clear()
+            self.hold.grips, self.hold.rest = self._wish
             self._forget_play()
             self._deeds.clear()
             self._want_open, self.state = True, "opening"
@@ -139,6 +146,7 @@ class Session:
             self.open(image, session["prompt"][:1000], session["seed"] % 2 ** 31)
             chunks = session["chunks"]
             first = next((c["points"] for c in chunks if "points" in c), session.get("points", []))
+            self._hold_as(chunks[0] if chunks else {})
             self._take_points(first)
             if (session["width"], session["height"]) == size:
                 self._script = deque(chunks)
@@ -195,7 +203,7 @@ class Session:
                 point.leaving = False
             self._forget_play()
             self._deeds.keep(lambda a, b: isinstance(a, str) or isinstance(a or b, Look) and (
-                (a or b).point.home is not None and not (a and b and (a.kind, a.way) == (b.kind, b.way))))
+                (a or b).point in self.points.values() and not (a and b and (a.kind, a.way) == (b.kind, b.way))))
             self._want_reset, self.state = True, "opening"
             self.take = self._new_take()
             self._tell()
@@ -236,17 +244,18 @@ class Session:
         with self._changed:
             if on and self.hold.cut is None:
                 raise ProtocolError('things can be taken hold of with OpenCV only: pip install "msk[demo]"')
-            self._take_over()
-            self.hold.grips = on
-            for point in self.points.values():
-                self._touch(point)
-            self._tell()
+            if on != self.hold.grips:
+                self._take_over()
+                self.hold.grips, self._wish = on, (on, self._wish[1])
+                for point in self.points.values():
+                    self._touch(point)
+                self._tell()
 
     def rest(self, on: bool = True) -> None:
         """Does all that no hand moves stay as it is, or is it free to do what the prompt says?"""
         with self._changed:
             self._take_over()
-            self.hold.rest = on
+            self.hold.rest, self._wish = on, (self._wish[0], on)
             self._tell()
 
     def look(self, on: bool = True) -> None:
@@ -351,6 +360,8 @@ class Session:
                     point.follower.held = False
                     point.follower.rest_at(point.follower.at, time.monotonic())
                 point.kind = "pin" if on else "live" if point.kind == "pin" else point.kind
+                if not on and point.thing is None:
+                    self._touch(point)
 
     def remove(self, ids: Iterable[int]) -> None:
         ids = list(ids)
@@ -506,16 +517,14 @@ class Session:
     def _take_over(self) -> None:
         """A hand has come in: what is left of a kept session is not played again."""
         if self._script:
-            self._script.clear()
+            self._leave_script()
             self._last_points = self._hold_at = None
-            self._resume_hold()
             self._send({"type": "note", "message": "your hand takes over: the rest of the kept session is left out"})
 
-    def _resume_hold(self) -> None:
-        """Hold what the kept session held when it was left."""
-        if self._last_groups is not None:
-            self.hold.again(self._last_groups, self.points, np.asarray(self.image))
-            self._last_groups = None
+    def _leave_script(self) -> None:
+        """What the kept session held where it was left is to be held again."""
+        self._script.clear()
+        self._resuming, self._left_off = self._left_off or self._resuming, None
 
     def _now(self, t: float | None) -> float:
         now = time.monotonic()
@@ -576,10 +585,16 @@ class Session:
 
     def _touch(self, point: Point) -> None:
         """What is under the point may be known; else the engine will look, and a pin holds but its spot."""
-        thing = self.hold.under(point.follower.at) if self.hold.grips else None
+        thing = self.hold.of(point.origin) if self.hold.grips else None
         point.thing, point.looked = None, point.kind == "pin"
         if thing is not None:
             self.hold.join(point, thing)
+
+    def _hold_as(self, chunk: dict) -> None:
+        """Grips and rest as a chunk of a kept session has them; of an old one: neither."""
+        if "hold" in chunk or not chunk.get("chunk"):
+            grips, self.hold.rest = chunk.get("hold", (False, False))
+            self.hold.grips = grips and self.hold.cut is not None
 
     def _settle_on_picture(self, point: Point) -> None:
         """Before the first frame a point is where it was put."""
@@ -635,6 +650,7 @@ class Session:
                 point = Point(id, int(p["track"]) % self.max_id, kind, Follower(at, now, self.follow), None,
                               self._place(*map(float, p["origin"])), way, float(p.get("played", 0.0)))
                 point.home = self._place(*map(float, p["home"])) if p.get("home") else None
+                point.looked = kind == "pin"
             except (KeyError, TypeError, ValueError, IndexError):
                 continue
             if not running:
@@ -668,7 +684,7 @@ class Session:
         self._held.clear()
         self._script.clear()
         self.hold.reset(list(self.points.values()))
-        self._anchor, self._hold_at, self._last_points, self._last_groups = False, None, None, None
+        self._anchor, self._hold_at, self._last_points, self._left_off, self._resuming = False, None, None, None, None
 
     def _end_take(self) -> None:
         """Whatever is on its way belongs to the past; the recording will be closed, its frames are kept."""
@@ -682,7 +698,7 @@ class Session:
         self._changed.notify_all()
 
     def _new_take(self) -> Take | None:
-        self._began, self._said = time.monotonic(), self.prompt
+        self._began, self._said, self._noted = time.monotonic(), self.prompt, None
         self._written = [self._as_json(p) for p in self.points.values()]
         if self.folder is None:
             return None
@@ -735,7 +751,10 @@ class Session:
             return "close"
         if self._want_open or self._want_reset:
             return "open_picture"
-        if self.hold.grips and not self._script and any(not p.looked for p in self.points.values()):
+        if self._resuming is not None:
+            return "hold_again"
+        if (self.hold.grips and not self._script and any(not p.looked for p in self.points.values())
+                and (self.state != "playing" or self._looked != self._chunk)):         # one look a chunk: the video goes on
             return "take_hold"
         if self.state == "playing" and self._hold_at is None:
             if time.monotonic() - self._touched > self.idle_after:
@@ -780,20 +799,46 @@ class Session:
                 self._tell()
 
     def _take_hold(self) -> None:
-        """Find what is under a new point."""
+        """Find what is under a new point; all points on it take hold of it."""
         with self._changed:
             point = next((p for p in self.points.values() if not p.looked), None)
             if point is None:
                 return
-            picture, origin = self.image, point.origin
-            thing = self.hold.under(point.follower.at)          # another point's, found in the meantime
-        if thing is None and math.isfinite(abs(origin)):
-            thing = self.hold.find(np.asarray(picture), origin)
+            picture, origin, known = self.image, point.origin, list(self.hold.things)
+            self._looked = self._chunk
+        thing = self.hold.of(origin) or self._find(picture, origin, known)
         with self._changed:
-            if picture is self.image and self.points.get(point.id) is point and point.origin == origin and not point.looked:
-                if thing is not None and thing not in self.hold.things:         # it is where its point is
-                    thing.lead([origin], [point.follower.at])
-                self.hold.join(point, thing)
+            if picture is not self.image or self.points.get(point.id) is not point or point.origin != origin or point.looked:
+                return
+            if thing is not None and thing not in self.hold.things:         # it is where its point is
+                thing.lead([origin], [point.follower.at])
+            self.hold.join(point, thing)
+            for other in self.points.values() if thing is not None else ():
+                if other.thing is None and self.hold.of(other.origin) is thing:
+                    self.hold.join(other, thing)
+            if thing is not None:
+                self._tell()
+
+    def _find(self, picture, origin: complex, known: list) -> Thing | None:
+        try:
+            return self.hold.find(np.asarray(picture), origin, known) if math.isfinite(abs(origin)) else None
+        except Exception as error:                      # the point then holds its spot
+            log.exception("looking for a thing")
+            self._send({"type": "note", "message": f"what is under this point could not be found: {error}"})
+            return None
+
+    def _hold_again(self) -> None:
+        """Find the things of a kept session once more, and hold them as they were."""
+        with self._changed:
+            (groups, flown), picture, found = self._resuming, self.image, []
+        for group in groups:
+            known = [thing for thing in found if thing is not None]
+            seeded = "seed" in group and self.hold.cut is not None
+            found.append(self._find(picture, complex(*group["seed"]), known) if seeded else None)
+        with self._changed:
+            if picture is self.image and self._resuming is not None:
+                self.hold.again(groups, flown, self.points, found)
+                self._resuming = None
                 self._tell()
 
     def _ask(self, frames: int, first: bool, now: float) -> tuple[dict, list[list[Mark]]]:
@@ -823,7 +868,7 @@ class Session:
         """The same from the kept session that is played again; None: it does not fit, and is left out."""
         record = self._script[0]
         if record["frames"] != frames:
-            self._script.clear()
+            self._leave_script()
             self._send({"type": "note", "message": "the kept session was made in chunks of another length: it goes on live"})
             return None
         self._script.popleft()
@@ -837,11 +882,15 @@ class Session:
         for point in self.points.values():
             if point.id in where:
                 point.follower.rest_at(where[point.id], time.monotonic())
-        self._last_groups = record.get("held", [])
+        flown = [(id, at, origin) for id, (_, kind), at, origin in zip(
+            record["ids"], record["who"], record["xy"][-1] if record["xy"] else [], record["origin"]) if kind == "camera"]
+        self.hold.flight.moved |= bool(flown)
+        self._hold_as(record)
+        self._left_off = record.get("held", []), flown
         if not self._script:
             if self._last_points is not None:
                 self._take_points(self._last_points, running=True)
-            self._resume_hold()
+            self._leave_script()
             self._hold_at = self._index + frames
         self._anchor = bool(record.get("anchor"))
         self.prompt = record.get("say", self.prompt)
@@ -859,6 +908,8 @@ class Session:
             record = {"chunk": chunk, "frames": frames, **asked}
             if chunk == 0 or points != self._written:
                 record["points"] = self._written = points
+            if (holds := (self.hold.grips, self.hold.rest)) != self._noted:
+                record["hold"] = self._noted = holds
             if self._hand:
                 record["hand"] = list(self._hand)
                 self._hand.clear()
