@@ -118,7 +118,8 @@ for name, line in drift.items():
 # %% [markdown]
 # Our student is shown the given picture beside every chunk, and its tracks may carry the picture along (notebook 02); the
 # paper's student has the picture in its first chunk alone, so that the sink is the only thing that still knows it. So
-# expect the sink to matter less here than there; with everything pinned the lines may lie on one another.
+# expect the sink to matter less here than there; with everything pinned the lines may lie on one another (mind the scale
+# of the axis).
 #
 # ### Live
 #
