@@ -89,7 +89,7 @@ dragged, left_alone = play(drag), play(None)
 # %% [markdown]
 # Above, dragged; below, left alone, from the same noise. The first frame is the given picture in both. The body of the
 # kite goes where it was pulled; its thin tail, on which no track lies, gets lost. Left alone, the kite loses its shape.
-# (Seven million weights are few; with more tracks on a thing, more of it holds.)
+# (Seven million weights are few.)
 
 # %%
 seen = viz.draw_tracks(dragged, drag)

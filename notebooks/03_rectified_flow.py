@@ -241,8 +241,7 @@ viz.grid([viz.strip(rows[name], count=4, zoom=2) for name in rows],
 # time. The print says how near each comes to the true last frame (PSNR in decibels, higher is nearer). Mind what it
 # rewards: squared error likes a mean, so the blur of a single step can score above a sharp sample. And mind the
 # difference: for the star nothing was given, and one step is hopeless; the clip comes with its picture and its tracks,
-# little is left open, and one step is nearly enough. Where more is open (no tracks, or a thing that comes into view),
-# steps count for more.
+# little is left open, and one step is nearly enough. Where much is open, as for the star, steps count.
 
 # %%
 from msk.evaluate import psnr
