@@ -14,8 +14,9 @@
 # %% [markdown]
 # # 00 · What does it feel like?
 #
-# You put a finger on a thing in a picture and pull. A diffusion model makes the video in which it comes along, a fraction of
-# a second at a time, for as long as you like. Here we pull once by hand, look at what came, and then hand the stage to you.
+# You put a finger on a thing in a picture and pull. A diffusion model makes the video in which it comes along, a fraction
+# of a second at a time, for as long as you like. Here we pull once by hand, look at what came, and then hand the stage to
+# you. What a track is, how a model reads it and how it was trained, the notebooks after this one say.
 #
 # *Run time: under a minute on a CPU, a few seconds on a GPU.*
 
@@ -31,8 +32,10 @@ msk.doctor()
 # %% [markdown]
 # ## A kit and a picture
 #
-# `load` is the one door: the tiny kit comes with the package, `"wan2.2-5b"` would come through it as well. The picture is
-# the first frame of a clip from the drawn world, from seeds that no training has touched.
+# A *kit* is all that a video is made with: a transformer, a head that reads tracks, an autoencoder, a text encoder.
+# `load` is the one door to kits: the tiny one comes with the package, `"wan2.2-5b"` would come through it as well. The
+# *drawn world* draws clips of simple things and knows where each of their points goes; it is all that the tiny kit was
+# trained on. The picture is the first frame of such a clip, from seeds that no training has touched.
 
 # %%
 from msk import viz
@@ -66,8 +69,9 @@ drag = drag.with_ids(draw_ids(1, 9, kit.preset.tracks.max_id))
 # %% [markdown]
 # ## Pull
 #
-# The stream makes a chunk at a time: `frames_wanted` says how many pixel frames the next one covers, `step` takes the tracks
-# over just those and gives the frames. With `None` nothing is asked and the world does as it likes.
+# The stream makes a *chunk* at a time, a fraction of a second: `frames_wanted` says how many pixel frames the next one
+# covers, `step` takes the tracks over just those and gives the frames. With `None` nothing is asked and the world does as
+# it likes.
 
 
 # %%
@@ -83,7 +87,9 @@ def play(tracks):
 dragged, left_alone = play(drag), play(None)
 
 # %% [markdown]
-# Above, dragged; below, left alone, from the same noise. The first frame is the given picture in both.
+# Above, dragged; below, left alone, from the same noise. The first frame is the given picture in both. The body of the
+# kite goes where it was pulled; its thin tail, on which no track lies, gets lost. Left alone, the kite loses its shape.
+# (Seven million weights are few.)
 
 # %%
 seen = viz.draw_tracks(dragged, drag)
@@ -123,4 +129,4 @@ stage
 # 2. Give the drag `size=1`: one point. What does the rest of the thing do?
 # 3. Pin the ground with `msk.Tracks.grid(kit.geometry, spacing=24, frames=45)` joined to the drag by `.concat` (with ids of
 #    its own). What is calmer now?
-# 4. Leave the snow out of the prompt, or let night fall. What can the text do that no track can?
+# 4. Write ", night falls" or ", snow falling" behind the prompt. What can the text do that no track can?

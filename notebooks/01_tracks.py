@@ -14,10 +14,13 @@
 # %% [markdown]
 # # 01 · What is a track, and what becomes of it when it hides?
 #
-# Everything this model is asked for comes as tracks: points, and where they are in every frame. They look harmless. The
+# All motion this model is asked for comes as tracks: points, and where they are in every frame. They look harmless. The
 # trouble begins when a point goes behind something, leaves the picture, or was never drawn. At the end stands one
 # picture: a clip, and below it the *score* of its tracks, as in music: one row a track, one column a frame, and where a
 # track is silent, the colour says why. The model sees that score without its colours.
+#
+# Two words first. The model does not work on pixels but on *latents*, the output of an autoencoder: here a *latent cell*
+# stands for 8 x 8 pixels, and a *latent frame* for four pixel frames (the first one for a single frame).
 #
 # *Run time: about ten seconds on a CPU; no weights, no GPU needed.*
 
@@ -95,8 +98,8 @@ viz.strip(viz.draw_tracks(clip.frames[0], exact, zoom=3), count=4)
 # $$c_m[t,\ \lfloor y/s \rfloor,\ \lfloor x/s \rfloor] = v[t, n]\ \phi_n$$
 #
 # with $v$ = 1 where track $n$ is seen in frame $t$ and 0 elsewhere, $\phi_n$ the numbers that stand for its id, and $s$
-# the pixels of one latent cell. Notebook 02 builds this map; here we only count. $\phi$ has a squared length of half
-# its width, so the squared length of a cell tells how many tracks lie in it.
+# the pixels of one latent cell. Notebook 02 builds this map; here we only count. $\phi$ has a squared length of half its
+# width, so the squared length of a cell tells, roughly, how many tracks lie in it.
 
 # %%
 from msk.config import TrackConfig
@@ -148,6 +151,9 @@ print(f"end-point error: mean {error.mean():.2f}, median {error.median():.2f} pi
       f"it agrees on who is hidden in {agree:.0%} of all places")
 
 # %% [markdown]
+# The mean is far above the median: the points that the tracker lost are far off, and the others are off by some pixels as
+# well. With exact tracks, none of that gets into training.
+#
 # ## A stream takes tracks in slices
 #
 # A stream makes a chunk of three latent frames at a time; the first latent frame is one pixel frame and each later one

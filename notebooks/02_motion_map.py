@@ -14,10 +14,10 @@
 # %% [markdown]
 # # 02 · How do N tracks become a grid the transformer can read?
 #
-# A transformer over video reads a grid of latents: here 12 x 12 cells of 8 pixels, one frame for every four. Tracks are
-# a list, of any length, and each point has a number of its own. This notebook takes the list to the grid by hand, then
-# with `msk`, then under your own mouse, and weighs it against the obvious way, drawing the tracks in colours and
-# encoding that as a video. The last picture shows all of the way on one page: clip, stamps, map.
+# A transformer over video reads a grid of latents: here 16 x 16 cells of 8 x 8 pixels, one latent frame for every four
+# pixel frames. Tracks are a list, of any length, and each point has a number of its own. This notebook takes the list to
+# the grid by hand, then with `msk`, then under your own mouse, and weighs it against the obvious way, drawing the tracks
+# in colours and encoding that as a video. The last picture shows all of the way on one page: clip, stamps, map.
 #
 # *Run time: under half a minute on a CPU, a few seconds on a GPU.*
 
@@ -51,8 +51,9 @@ def phi(n):
 
 
 # %% [markdown]
-# Its squared length is always 32. How alike are two ids? Neighbours are near twins, which is why ids are not 0, 1, 2,
-# ... but drawn at random from 16,384 numbers, no number twice.
+# Its squared length is always 32. How alike are two ids? As likeness take the inner product over 32, which is 1 for the
+# same id. Neighbours are near twins, which is why ids are not 0, 1, 2, ... but drawn at random from 16,384 numbers, no
+# number twice.
 
 # %%
 from msk import viz
@@ -132,8 +133,8 @@ by_hand = second(F.silu(first(packed.transpose(0, 1)))).transpose(0, 1)     # a 
 # ## With msk
 #
 # The same in one call, without ever writing down the 256 channels. Where no track speaks, the map is *exactly* zero:
-# without biases nothing can come from nothing. So "no tracks" and "an empty map" are one and the same, which notebook
-# 05 needs.
+# without biases nothing can come from nothing. So "no tracks" and "an empty map" are one and the same, which notebook 05
+# needs. (`told` has more channels than these 32; the rest are for what tracks may carry, near the end of this notebook.)
 
 # %%
 told = kit.track_head(tracks.to(kit.device))                                # [B, F, Cm, h, w]
@@ -238,12 +239,17 @@ share = {name: (counts, [sum(found_again(read, n, seed) for seed in range(5)) / 
 viz.curves(share, "tracks in the picture", "share found again", "who is who? (nearest cell, before any transformer)")
 
 # %% [markdown]
+# The head tells more tracks apart than drawn colours do, and it costs a fraction of the time. Neither tells forty apart
+# by a single cell: where tracks cross or share cells, their vectors mix. The transformer sees all cells and all frames at
+# once.
+#
 # ## An addition of ours: the picture travels along
 #
 # The paper's map says *which* point is where, and a transformer of a billion weights looks up in the first frame what
-# that point looks like. Ours has a few million, so its tracks may also carry the given picture with them
-# (`motion.carry`; Wan-Move, 2512.08765, carries latents). No weights in it: a block of pixels goes with the track nearest
-# to it, and the moved picture is encoded. The big models use ids alone.
+# that point looks like. Ours has a few million, so its tracks may also carry the given picture with them (`motion.carry`;
+# Wan-Move, 2512.08765, carries latents). No weights in it: a block of pixels goes with the track nearest to it, and the
+# moved picture is encoded. The big models use ids alone. A latent has 12 channels here; four more say how near a track
+# is, one for each of the four pixel frames. So the whole map is 32 + 16 = 48 channels wide.
 
 # %%
 from msk.motion import carry, warp
@@ -255,10 +261,10 @@ seen = kit.vae.decode(taken[:, :, :config.carry])[0][0].float().cpu()
 print("channels carried:", taken.shape[2], "| whole map:", config.width(geometry.time_stride))
 
 # %% [markdown]
-# Without any transformer it is already a video: good where a track is near, wrong where the picture had nothing to
-# take along, what comes into view, and blind to light and weather. That, and a thing that only one point speaks for, is
-# what remains to be learned; and where to believe it, which a gate says cell by cell (`DiT.pulled`). Why pixels and not
-# latents? A latent cell is eight pixels wide and shifts only whole.
+# Without any transformer it is already a video: good where a track is near, wrong where the picture had nothing to take
+# along, what comes into view, and blind to light and weather. All that remains to be learned, and a thing that only one
+# point speaks for. Also to be learned is where to believe the carried picture: a gate says that, cell by cell
+# (`DiT.pulled`). Why pixels and not latents? A latent cell is eight pixels wide and shifts only whole.
 
 # %%
 viz.grid([viz.strip(film[0] if film.ndim == 5 else film, count=5, zoom=2) for film in (clip.frames, moved, seen)],
@@ -267,8 +273,9 @@ viz.grid([viz.strip(film[0] if film.ndim == 5 else film, count=5, zoom=2) for fi
 # %% [markdown]
 # ## The picture
 #
-# From top to bottom: the clip with tracks on its things alone; the stamps (brighter: more of them in a cell); the
-# motion map as the transformer reads it, in three directions of its channels, white where nobody speaks.
+# From top to bottom: the clip with tracks on its things alone; the stamps (brighter: more in a cell; a point near a
+# border is shared, so it is dimmer); the motion map as the transformer reads it, its channels brought down to three
+# colours, white where nobody speaks.
 
 # %%
 ground = clip.scene.track(grid_points(geometry, 10, 10))[2] == 0            # [B, N]

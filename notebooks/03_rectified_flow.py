@@ -182,8 +182,8 @@ print("the field:   ", torch.allclose(flow.exact_velocity(x_t, 0.4, data), best(
 # %% [markdown]
 # ### Where to spend the steps
 #
-# The hard decisions fall near noise, the more so the larger the picture, so levels are shifted towards 1 (App. D, with
-# $k = 6$): $t' = k t / (1 + (k - 1) t)$.
+# A *level* is a value of $t$ that the walk visits. The hard decisions fall near noise, the more so the larger the
+# picture, so levels are shifted towards 1 (App. D, with $k = 6$): $t' = k t / (1 + (k - 1) t)$.
 
 # %%
 even = torch.linspace(0, 1, 50)
@@ -215,7 +215,8 @@ viz.plane({name: [end[:, 0]] for name, end in ways.items()})
 #
 # Now the teacher of the tiny kit, and in place of a point of the plane the latents of a clip: 3 latent frames, 9 pixel
 # frames. The given picture and the tracks tell it what is wanted (notebooks 02 and 05); the walk is the one from above.
-# At each step we look at both: at $x_t$, and at the data that the velocity points to, $x_0 = x_t - t\,v$.
+# At each step we look at both: at $x_t$ (above), and at the data that the velocity points to, $x_0 = x_t - t\,v$ (below),
+# decoded to pixels.
 
 # %%
 kit = msk.load("tiny", role="teacher")
@@ -238,7 +239,9 @@ viz.grid([viz.strip(rows[name], count=4, zoom=2) for name in rows],
 #
 # One step, three, many: the walkers of the plane, and below them the last frame of the clip, from the same noise each
 # time. The print says how near each comes to the true last frame (PSNR in decibels, higher is nearer). Mind what it
-# rewards: squared error likes a mean, so the blur of a single step can score above a sharp sample.
+# rewards: squared error likes a mean, so the blur of a single step can score above a sharp sample. And mind the
+# difference: for the star nothing was given, and one step is hopeless; the clip comes with its picture and its tracks,
+# little is left open, and one step is nearly enough. Where much is open, as for the star, steps count.
 
 # %%
 from msk.evaluate import psnr

@@ -86,8 +86,8 @@ viz.grid([viz.score(tracks, size, "as drawn"), viz.score(masked, size, "masked f
 # %% [markdown]
 # ## By hand: the loss on one batch
 #
-# A clip $x_0$, noise $\epsilon$ and a level $t$ give a point on a straight line; the teacher names the velocity there
-# (Sec. 3.1, App. A; notebook 03).
+# A clip $x_0$, noise $\epsilon$ and a level $t$ give a point on a straight line; the teacher names the velocity there,
+# given the text $c_t$ and the motion map $c_m$ (Sec. 3.1, App. A; notebook 03).
 #
 # $$\mathcal{L} = \mathbb{E}\,\big\|v_\theta(x_t, t, c_t, c_m) - (\epsilon - x_0)\big\|^2,\qquad
 # x_t = (1 - t)\,x_0 + t\,\epsilon$$
@@ -111,7 +111,8 @@ loss = (velocity - (noise - x0)).square().mean()
 print(f"loss {loss:.3f}, of a model that says nothing: {(noise - x0).square().mean():.3f}")
 
 # %% [markdown]
-# They are equal, since a new transformer does say nothing: its last layer starts at zero. With `msk` it is one line:
+# They are equal, since a new transformer does say nothing: its last layer starts at zero. With `msk` it is one line,
+# which also tells the loss of levels near data (*late*) and near noise (*early*) apart:
 
 # %%
 from msk.train.teacher import teacher_loss
@@ -184,8 +185,8 @@ viz.bars({name: row["epe_rel"] for name, row in rows.items()}, "end-point error 
 # %% [markdown]
 # ### Does it follow, or only continue?
 #
-# The same picture, the same noise, tracks that say something else: everything goes to the right, or stays. Only the tracks
-# differ.
+# The same picture, the same noise, tracks that say something else: everything goes to the right, or stays. Only the
+# tracks differ. What comes after half a minute is a blur, but a blur that obeys.
 
 # %%
 from msk.motion import draw_ids
@@ -213,8 +214,8 @@ viz.grid(strips, list(asked))
 # %% [markdown]
 # ## What hours give
 #
-# The same loss, a transformer of seven million parameters, pictures of 128 x 128 pixels, and clips drawn as they are needed,
-# so that none is seen twice for long. The whole run is one command, and `--resume` goes on where it was stopped:
+# The same loss, a transformer of seven million parameters, pictures of 128 x 128 pixels, and clips drawn as they are
+# needed, so that none is seen often. The whole run is one command, and `--resume` goes on where it was stopped:
 #
 # ```
 # msk train teacher --preset tiny --budget 60m --out runs/tiny
@@ -234,8 +235,9 @@ viz.grid([viz.strip(large.frames[0], count=6), viz.strip(hours, count=6)], ["tru
 # %% [markdown]
 # ## The picture
 #
-# One held-out clip three times, with its own tracks: a teacher that knows nothing, one of half a minute, one of hours. Of
-# a new model's velocity nothing is known, so what comes out is the noise that went in.
+# One held-out clip three times, with its own tracks: a teacher that knows nothing, one of half a minute, one of hours. A
+# new model answers with velocity zero, so what comes out is the noise that went in. Even after hours the model is small:
+# look at the wings in the last frames.
 
 # %%
 nobody = lesson.as_kit(lesson.untrained(preset).to(kit.device), preset, kit.vae)

@@ -175,11 +175,11 @@ parted = {f"sink {s}, window {w}": difference(s, w) for s, w in ((0, 1), (0, 2),
 viz.curves(parted, "chunk", "largest difference in velocity", "mask against past, float32", log=True)
 
 # %% [markdown]
-# Without a sink, mask and past agree for as long as you like: all that counts is the distance between positions. With a
-# sink they agree until the first chunk is forgotten, and then part *on purpose*. Under the mask the sink moves ever
-# further away; in the stream it stays where it is, at the front of the cache, and positions are those of **cache
-# slots**, not of frames (Sec. 3.2, "Inference"). So no position ever leaves the range of training, however long the
-# video.
+# The model knows time by rotary positions: a score depends on the *difference* of the positions of the two that meet. So
+# without a sink, mask and past agree for as long as you like, up to rounding. With a sink they agree until the first
+# chunk is forgotten, and then part *on purpose*. Under the mask the sink moves ever further away; in the stream it stays
+# where it is, at the front of the cache, and positions are those of **cache slots**, not of frames (Sec. 3.2,
+# "Inference"). So no position ever leaves the range of training, however long the video.
 
 # %%
 table = torch.full((8, 8), -1.0)
@@ -231,9 +231,10 @@ viz.live(slots, chunk=(0, 5), step=(0, config.steps - 1), layer=(0, len(kit.dit.
 # %% [markdown]
 # ## The picture
 #
-# The paper's comparison, on ours: who looks at whom with no rule, with "never ahead", and with sink and window. Below
-# it the stream: what share of the attention goes to the sink, to the window and to the chunk itself, over layers and
-# steps, from the chunk on at which the cache is full.
+# The paper's comparison, on ours: who looks at whom with no rule, with "never ahead", and with sink and window. Below it
+# the stream: what share of the attention goes to the sink, to the window and to the chunk itself, over layers and steps,
+# from the chunk on at which the cache is full. All three parts are equally long, so a third each would be an even share:
+# the chunk looks most at itself, and at the sink about as much as at the window, however far the sink lies back.
 
 # %%
 full = [torch.stack([seen[chunk, step].mean((0, 1)).unflatten(0, (3, -1)).sum(1) for step in range(config.steps)])

@@ -143,9 +143,9 @@ print("one jump, chunk by chunk:", [round(d, 3) for d in away(before).tolist()])
 
 # %% [markdown]
 # Three things are wrong at once: one jump of a velocity lands at a mean; the future is missing; and a clean past beside a
-# noisy present is new to it. Later chunks suffer more, since they build on the earlier ones. (In the paper's layout the
-# picture stands in the first chunk alone, and such a stream falls apart. Ours is shown the picture beside every chunk and
-# its tracks carry parts of it, so it only gets blurred.)
+# noisy present is new to it. Later chunks suffer more: they build on the earlier ones, and the given picture says less
+# about them. (In the paper's layout the picture stands in the first chunk alone, and such a stream falls apart. Ours is
+# shown the picture beside every chunk and its tracks carry parts of it, so it only gets blurred.)
 #
 # ## Trajectories
 #
@@ -265,6 +265,9 @@ for name, frames in full.items():
 viz.grid([viz.strip(frames, count=6) for frames in (large.frames[0], *full.values())], ["true", *full])
 
 # %% [markdown]
+# These two lie close: where the picture stands beside every chunk, even an un-adapted teacher can stream. Notebook 11 has
+# the figures of teacher and student over many clips.
+#
 # ## The picture
 #
 # Left to right through the stream: how far each chunk is from the clip that the teacher would have made of the same

@@ -34,8 +34,8 @@ msk.doctor()
 # %% [markdown]
 # ## By hand: a past of one's own
 #
-# The smallest stream: points that go round in a circle, seen with a little noise, and a student that makes each from the one
-# before, $x_{k+1} = A\,x_k$. First the way of notebook 07: the past is always true. Least squares gives the best
+# The smallest stream: points that go round in a circle, seen with a little noise, and a student that makes each from the
+# one before, $x_{k+1} = x_k\,A$. First the way of notebook 07: the past is always true. Least squares gives the best
 # single step, and from noisy places that is one a bit too small.
 
 # %%
@@ -94,12 +94,13 @@ def best(x_t, t, m, s):
 
 
 # %% [markdown]
-# Add noise to what the student made, ask both, and subtract (Eq. 3; DMD, 2311.18828, Eq. 7):
+# Add noise to what the student made, ask both for their guess $\hat x_0$ of the data, and subtract (Eq. 3; DMD,
+# 2311.18828, Eq. 7):
 #
 # $$g = \hat x_0^{\,critic}(x_t) - \hat x_0^{\,teacher}(x_t),\qquad x \leftarrow x - \eta\,g$$
 #
-# It is the gradient of the KL divergence between the two distributions, up to a factor of $t$. With $t$ small the two
-# models only compare near places; with $t$ near 1 all the student learns is the way to the other mean.
+# It is the gradient of the KL divergence between the two distributions, up to a factor that depends on $t$ alone. With
+# $t$ small the two models only compare near places; with $t$ near 1 all the student learns is the way to the other mean.
 
 # %%
 g = torch.Generator().manual_seed(0)
@@ -223,15 +224,17 @@ print("chunk by chunk, its own past: ", [f"{e:.3f}" for e in before])
 print("chunk by chunk, the true past:", [f"{e:.3f}" for e in forced])
 
 # %% [markdown]
-# The two hardly differ here: our student sees the given picture beside every chunk, and its tracks carry parts of it, so it
-# leans little on what it made before. The paper's student has the picture in the first chunk only.
+# The two hardly differ here: our student sees the given picture beside every chunk, and its tracks carry parts of it, so
+# it leans little on what it made before. That the error grows all the same, with a true past too, has another cause: the
+# further from the first frame, the less the picture says, and the small teacher never learned the rest. The paper's
+# student has the picture in the first chunk only.
 #
 # ## By hand: a rollout with a gradient
 #
 # Self Forcing plays `stream.rollout`, the same generator as the demo, cache and all. To send a gradient through every
 # step of every chunk would take too much memory and gain little, so each chunk is left at one random step, the same for
-# all chunks, and only that step has a graph (Sec. 3.3). What is remembered has none. See it: the gradient of
-# the *last* chunk in the noise of each.
+# all chunks, and only that step has a graph (Sec. 3.3). What is remembered has none. See it: the gradient of the *last*
+# chunk in the noise of each. Only its own noise hears it.
 
 # %%
 draw = torch.randn_like(batches[0].latents).requires_grad_()
@@ -340,10 +343,14 @@ chart = viz.curves(lines, "chunk", "PSNR against the true clip, dB", f"{large.ca
 viz.grid([*(viz.strip(frames, count=6) for frames in (large.frames[0], *full.values())), chart], ["true", *full])
 
 # %% [markdown]
+# On this clip the two lie close, for the reason above: the picture beside every chunk holds the un-adapted teacher up as
+# well. Both lose shape where one thing passes before the other. Notebook 11 has the figures of teacher and student over
+# many clips.
+#
 # ## The picture
 #
 # How far the small student is from what truly happened, chunk by chunk, through twice the length of training, before and
-# after sixteen turns on its own rollouts. Above, one of the clips.
+# after sixteen turns on its own rollouts. Above, one of the clips: the gain is in the numbers more than to the eye.
 
 # %%
 lines = {"before: the teacher's chunks only": (chunks, before), "after: on its own rollouts": (chunks, after)}

@@ -116,9 +116,10 @@ for name, line in drift.items():
     print(f"{name:18} first second {line[:6].mean():.2f} dB, last second {line[-6:].mean():.2f} dB")
 
 # %% [markdown]
-# Our student is shown the given picture beside every chunk, and its tracks may carry the picture along (notebook 02);
-# the paper's student has the picture in its first chunk alone, so that the sink is the only thing that still knows it.
-# So expect the sink to matter less here than there.
+# Our student is shown the given picture beside every chunk, and its tracks may carry the picture along (notebook 02); the
+# paper's student has the picture in its first chunk alone, so that the sink is the only thing that still knows it. So
+# expect the sink to matter less here than there; with everything pinned the lines may lie on one another (mind the scale
+# of the axis).
 #
 # ### Live
 #
@@ -138,8 +139,9 @@ viz.live(later, second=(0.0, 9.5, 0.5), without=[name for name in still if name.
 # %% [markdown]
 # ## A long clip with a truth
 #
-# Pinned pictures are easy. The world can draw clips of any length, with exact tracks, so we can ask for twice the
-# length of training and compare with what truly happened, as the paper does with clips of up to 241 frames (Table 4).
+# Pinned pictures are easy. The world can draw clips of any length, with exact tracks, so we can ask for twice the length
+# of training and compare with what truly happened, as the paper does with clips of up to 241 frames (Table 4). Frames a
+# second are timed once each, so take them as rough.
 
 # %%
 from dataclasses import replace
@@ -181,8 +183,8 @@ viz.curves({name: (middles, by_chunk(line)) for name, line in near.items()}, "pi
 
 # %% [markdown]
 # Beside it the paper's own (Table 4: clips of up to 241 frames, LPIPS and end-point error, lower is better; frames a
-# second without the tiny decoder). Without a sink worse, with a larger window *not* better, with chunks of a single
-# frame much worse.
+# second without the tiny decoder). Without a sink worse, with a larger window *not* better, with chunks of a single frame
+# much worse. Look for the same three in ours; what a sink is worth depends on what else still knows the picture.
 #
 # | sink, window, chunk | LPIPS | EPE | frames/s |
 # |---|---|---|---|

@@ -202,7 +202,7 @@ viz.live(around, cut=(1, 11), way=list(ways))
 #
 # Decoding what was encoded is the ceiling of everything the kit can show. Measured as the paper does (its table in App.
 # A: PSNR of the full decoder 31.43 dB, of its tiny one 29.27 dB, at 832 x 480 on real videos; ours is another world at
-# another size, so compare within a row only).
+# another size, so its decibels are not to be compared with those).
 
 # %%
 from msk.evaluate import psnr

@@ -169,9 +169,9 @@ errors = {"the tracker's own": floor / geometry.width}                      # sh
 # ## A small table
 #
 # `evaluate.run` makes held-out clips again from their first frame, their caption and a dense grid of their true tracks,
-# and measures. One clip of 21 frames here, to keep it short: an example, and no verdict. The still image is what doing
-# nothing scores; `student_sparse` has a few points, as a hand would draw them; the truth through the VAE is the best that
-# any transformer could show through this decoder.
+# and measures. One clip of 21 frames here, to keep it short: an example, and no verdict. EPE/W is EPE as a share of the
+# width. The still image (`first_frame`) is what doing nothing scores; `student_sparse` has a few points, as a hand would
+# draw them; the truth through the autoencoder (`vae`) is the best that any transformer could show through this decoder.
 
 # %%
 from msk import evaluate
@@ -294,6 +294,9 @@ for name, share in parts.items():
     print(f"{name:30}", "no point to ask" if share is None else f"EPE {share:.2%} of the width", f"({kit.device})")
 
 # %% [markdown]
+# Look at the other thing, for which no point spoke: it fades. The error of the rest is the largest of the three, and yet
+# says too little about that. A ruler that asks where points went does not ask whether a thing is still whole.
+#
 # ## The tables
 #
 # One scene is a story. The figures of the shipped weights are measured on many, and stand in their model card with the

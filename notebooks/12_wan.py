@@ -69,8 +69,8 @@ viz.grid(strips, ["tiny, as shipped", *(f"layout of {name}, random weights" for 
 #
 # ## By hand: how many weights?
 #
-# A block of width $d$ with a feed-forward of width $f$ has two attentions of four $d \times d$ products each, the
-# feed-forward's two, and small change:
+# A block of width $d$ with a feed-forward of width $f$ has two attentions (to itself, and to the words) of four $d \times
+# d$ products each, the feed-forward's two, and small change:
 #
 # $$8 d^2 + 2 d f + 21 d + f$$
 #
@@ -112,7 +112,8 @@ viz.grid(charts, ["counted on the meta device", "computed from the sizes"], colu
 # ## By hand: what a chunk costs
 #
 # A latent frame of $h \times w$ cells in patches of 2 x 2 is $n = hw/4$ tokens. A chunk of three makes $T = 3n$ tokens,
-# which see $K$: those of sink, window and themselves. What is remembered are keys and values, in every layer:
+# which see $K$: those of sink, window and themselves. (Some public relatives, printed below as well, say in latent frames
+# how many may be seen at once; that is `budget`.) What is remembered are keys and values, in every layer:
 #
 # $$\text{bytes} = 2 \cdot \text{layers} \cdot (K - T) \cdot d \cdot \text{bytes per number}$$
 
@@ -151,8 +152,9 @@ print("by hand, once it is full:", cache(kit.preset, each=4))
 # %% [markdown]
 # ### Arithmetic
 #
-# A product of $T$ rows with a $d \times d$ matrix is $2Td^2$ operations. A pass has six such products in each block (of the
-# words, keys and values are made once per prompt), the feed-forward, and attention to $K$ tokens and 512 words:
+# A product of $T$ rows with a $d \times d$ matrix is $2Td^2$ operations. A pass has six such products in each block (of
+# the words, keys and values are made once per prompt), the feed-forward, and attention to $K$ tokens and 512 words (and
+# to 257 tokens of CLIP, where a model looks at its picture through that):
 #
 # $$\text{layers} \cdot \big(\,2T\,(6d^2 + 2df) + 4T\,(K + 512)\,d\,\big)$$
 #
@@ -208,7 +210,8 @@ print(f"the paper's 29.5 frames a second (1.3B, one H100, tiny decoder) are {rea
 #
 # ### Live
 #
-# The ceiling over the size of the window, at a rate of your choice. The level line is playback at 24 frames a second.
+# The ceiling over the size of the window, at a rate of your choice. The level line is playback at 24 frames a second; Wan
+# 2.1's own videos play at 16.
 
 
 # %%
@@ -304,8 +307,9 @@ for name in ("patch_embedding.weight", "time_projection.1.weight", "blocks.0.sel
 
 # %% [markdown]
 # The base as a public file, then: diffusers' names, diffusers' config. `wan.recognise` reads the sizes from the weights
-# and the meaning of the inputs from their number. `msk.load(folder)` does that and what follows for a real one; at toy size
-# we hand over picture size and autoencoder ourselves.
+# and the meaning of the inputs from their number; what it gives is the plan of the *wide* model, motion and picture
+# included. `msk.load(folder)` does that and what follows for a real one; at toy size we hand over picture size and
+# autoencoder ourselves.
 
 # %%
 import json
