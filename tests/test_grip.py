@@ -1,5 +1,6 @@
 """What a hand takes hold of goes along whole, and the rest stays."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -329,7 +330,10 @@ def test_a_kept_session_goes_on_with_what_was_held(play):
 
 @pytest.mark.parametrize("damage", [
     {"ids": [1, 2], "origin": [[1, 2]]}, {"ids": [1], "origin": [[1, 2]], "way": [[1, 0, 0, 0]]},
-    {"ids": [1], "origin": [[1, 2]], "unseen": {"4": [0]}}, {"ids": [1], "origin": [[1, 2]], "at": [[1]]}])
+    {"ids": [1], "origin": [[1, 2]], "unseen": {"4": [0]}}, {"ids": [1], "origin": [[1, 2]], "at": [[1]]},
+    {"ids": [1], "origin": [[1, 2]], "unseen": []}, {"ids": [1], "origin": [[1, 1e9]]}, {"ids": [], "origin": []},
+    {"ids": ["x"], "origin": [[1, 2]]}, {"ids": [1], "origin": [[1, 2]], "way": [[0, 0, 1, 1]] * 9},
+    {"ids": [1], "origin": [[1, 2]], "way": [[1, 0, 0, 0]] * 9, "seed": [float("inf"), 0]}])
 def test_damaged_groups_are_told_of(play, damage):
     chunk = {"chunk": 0, "frames": 9, "ids": [], "who": [], "xy": [], "origin": [], "held": [damage]}
     head = {"format": "msk session 1", "model": "exact", "prompt": "", "picture": "", "seed": 1, "width": W, "height": W,
@@ -341,8 +345,91 @@ def test_damaged_groups_are_told_of(play, damage):
 def test_a_point_that_joins_a_moved_thing_knows_which_part_of_the_picture_it_holds():
     names = iter(range(1000))
     hold = Hold(W, W, lambda: next(names), cut=grip.cut, rest=True)
-    thing = hold.find(PICTURE, BALL)
-    hold.raise_(thing)
+    thing = hold.find(PICTURE, BALL, [])
+    hold.join(SimpleNamespace(), thing)
     thing.lead([BALL], [BALL + 30])
     assert hold.under(BALL) is None and hold.under(BALL + 32) is thing and thing.origin(BALL + 32) == BALL + 2
     assert len(set(thing.ids)) == len(thing.origins)
+
+
+def test_a_thing_that_was_moved_is_known_where_it_is_though_nothing_holds_it(play):
+    session = play(rest=False)
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    session.start()
+    drag(session, BALL + 24)
+    session.remove([1])
+    session.add(2, *share(BALL + 26))
+    assert session.points[2].thing is session.hold.things[0] and abs(session.points[2].origin - (BALL + 2)) < 0.6
+    session.remove([2])
+    session.rest(True)
+    count = len(session.streams[-1].asked)
+    until(lambda: len(session.streams[-1].asked) > count + 1)
+    assert (np.abs(moved(asked(session)) - 24) < 0.6).sum() > 3         # it is held there, not carried back
+
+
+def test_a_pin_that_was_there_before_is_a_hinge_too(play):
+    session = play()
+    session.add(1, *share(BALL - 6), kind="pin")
+    session.add(2, *share(BALL + 6))
+    until(lambda: session.points[2].thing is not None)
+    assert session.points[1].thing is session.points[2].thing
+
+
+def test_a_pin_on_the_ground_under_a_moved_thing_stays_a_pin(play):
+    session = play()
+    session.add(1, *share(BALL + 24), kind="pin")
+    session.add(2, *share(BALL))
+    until(lambda: session.points[2].thing is not None)
+    session.start()
+    drag(session, BALL + 24, id=2)
+    session.grip(False)
+    session.grip(True)
+    until(lambda: session.points[2].thing is not None)
+    assert session.points[1].thing is None
+
+
+def test_many_new_points_do_not_stop_the_video(play):
+    session = play()
+    until(lambda: session.state == "ready")
+    session.start()
+    until(lambda: len(session.streams[-1].asked) > 1)
+    session.grid(1, (0, 0, 1, 1), 0.12)
+    count = len(session.streams[-1].asked)
+    until(lambda: len(session.streams[-1].asked) > count + 3)
+    assert sum(not p.looked for p in session.points.values()) > 20
+
+
+def test_a_cut_that_fails_leaves_the_point_its_spot(play):
+    session = play()
+
+    def cut(picture, place):
+        raise RuntimeError("no memory")
+    session.hold.cut = cut
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].looked)
+    session.start()
+    until(lambda: len(session.streams[-1].asked) > 1)
+    assert session.points[1].thing is None
+    assert sum("could not be found" in e.get("message", "") for e in session.events) == 1
+
+
+def test_a_thing_goes_no_faster_than_the_model_can_follow():
+    thing = ball()
+    was = thing.here()
+    thing.lead([24 + 44j, 36 + 52j], [80 + 80j, 70 + 95j], longest=4.0)
+    assert abs(thing.here().mean() - was.mean()) < 4.001 and np.abs(thing.here() - was).max() < 8.1
+
+
+def test_what_stays_the_same_is_written_once(play):
+    session = play()
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    session.start()
+    until(lambda: len(session.streams[-1].asked) > 6)
+    take = session.take
+    session.stop()
+    until(lambda: take.closed)
+    kept = json.loads(take.file().read_text())["chunks"]
+    assert [c["held"] == "again" for c in kept[2:]] == [True] * (len(kept) - 2) and kept[1]["held"] != "again"
+    assert read_session(take.file())["chunks"][-1]["held"] == kept[1]["held"]
