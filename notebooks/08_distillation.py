@@ -169,12 +169,14 @@ print("down the gradient is towards the teacher for", (made.grad < 0).float().me
 # Notebooks 04 and 07 in one call each, at their small size: 32 x 32 pixels, clips of four chunks.
 
 # %%
+from dataclasses import replace
+
 from msk.train import dmd, lesson
 from msk.train.pipeline import condition
 
 kit = msk.load("tiny", role="teacher", dtype=torch.float32)
 preset = lesson.small(kit.preset)
-config = preset.stream
+config = replace(preset.stream, clean=True)             # chunks are remembered clean, as in the paper
 batches = lesson.drawn_batches(preset, kit.vae, count=24, batch=4, latent_frames=12, clips=64)
 models = lesson.teach(preset, batches, steps=110, lr=3e-3)
 student = lesson.adapt(models, preset, batches[:16], steps=50)
