@@ -805,8 +805,8 @@ class Session:
             if point is None:
                 return
             picture, origin, known = self.image, point.origin, list(self.hold.things)
-            self._looked = self._chunk
-        thing = self.hold.of(origin) or self._find(picture, origin, known)
+            self._looked, thing = self._chunk, self.hold.of(origin)
+        thing = thing or self._find(picture, origin, known)
         with self._changed:
             if picture is not self.image or self.points.get(point.id) is not point or point.origin != origin or point.looked:
                 return
