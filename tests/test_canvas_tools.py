@@ -174,7 +174,9 @@ def test_a_path_is_set_to_swing_made_faster_smooth_and_even(stage, session):
         until(lambda loop=loop: point.way.loop == loop)
     page.get_by_label("Speed of the path").focus()
     for _ in range(4):
+        before = stage.ask("stage.points.get(1).speed")
         page.keyboard.press("ArrowRight")
+        stage.wait(f"stage.points.get(1).speed > {before}")             # the engine's answer has come
     until(lambda: point.way.speed == 2)
     assert point.played > 0.5                                               # it went on where it was
     assert page.locator(".msk-host .times").inner_text() == "2×"
@@ -253,6 +255,8 @@ def test_a_box_chooses_points_and_they_go_together(stage, session):
         return not session._held and np.allclose([at(p) for p in session.points.values()], places, atol=0.01)
     assert are((0.4, 0.5), (0.6, 0.6), (0.8, 0.8))
     page.keyboard.press("ArrowRight")
+    until(lambda: are((0.42, 0.5), (0.62, 0.6), (0.8, 0.8)))
+    stage.wait("Math.abs(stage.points.get(1).x - 0.42) < 0.005")
     page.keyboard.press("Shift+ArrowUp")
     until(lambda: are((0.42, 0.4), (0.62, 0.5), (0.8, 0.8)))
     page.keyboard.press("Control+z")                                        # each is one deed for the whole group
