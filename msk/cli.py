@@ -141,7 +141,8 @@ def build_parser() -> argparse.ArgumentParser:
                                "choice buys")
     evaluate.add_argument("--material", metavar="DIR", help="your videos and pictures (and track files), for real")
     evaluate.add_argument("--clips", type=whole, help="how many; but for world, of each case (64; 8; 8; all files; 4)")
-    evaluate.add_argument("--cases", nargs="+", metavar="CASE", help="of the suites hands and ablations, only these")
+    evaluate.add_argument("--cases", nargs="+", metavar="CASE",
+                          help="of world, only these rows; of hands and ablations, only these cases")
     evaluate.add_argument("--frames", type=whole,
                           help="of hands' long play (ten chunks), of real's clips (45), of drift in ablations (900)")
     evaluate.add_argument("--strips", metavar="DIR", help="a film strip for each case, or file, of hands, text and real")
@@ -338,8 +339,8 @@ def run_eval(args) -> None:
     from . import ablations, evaluate, hands, real, words
     both = dict(json_path=args.json, level=args.level, device=args.device)
     played = ("hands", "ablations")
-    for option, suites in (("frames", (*played, "real")), ("cases", played), ("strips", ("hands", "text", "real")),
-                           ("charts", played[1:]), ("whole", played[:1])):
+    for option, suites in (("frames", (*played, "real")), ("cases", ("world", *played)),
+                           ("strips", ("hands", "text", "real")), ("charts", played[1:]), ("whole", played[:1])):
         if getattr(args, option) and args.suite not in suites:
             raise ValueError(f"--{option} is for --suite {' and '.join(suites)}, and {args.suite} has none: leave it out")
     if bool(args.material) != (args.suite == "real"):
@@ -355,7 +356,8 @@ def run_eval(args) -> None:
     elif args.suite == "text":
         words.run(args.model, args.clips or 8, strips=args.strips, **both)
     else:
-        evaluate.run(args.suite, args.model, args.clips or 64, **both)
+        some = dict(roles=some["cases"]) if some else {}
+        evaluate.run(args.suite, args.model, args.clips or 64, **some, **both)
 
 
 def run_train(args) -> None:

@@ -265,6 +265,7 @@ def test_each_suite_of_eval_is_handed_what_was_asked(monkeypatch, capsys):
     assert "--frames is for --suite hands and ablations" in refused(capsys, "eval", "--suite", "text", "--frames", 99)
     assert "world has none" in refused(capsys, "eval", "--strips", "out")
     assert "--charts is for --suite ablations" in refused(capsys, "eval", "--suite", "hands", "--charts", "out")
+    assert run("eval", "--cases", "teacher", "vae") == 0 and asked[-1][2]["roles"] == ("teacher", "vae")
     assert run("eval", "--suite", "real", "--material", "mine", "--clips", 2, "--frames", 21) == 0
     assert asked[-1][:2] == (real, ("mine", "tiny", 2, None)) and asked[-1][2]["frames"] == 21
     assert "go together" in refused(capsys, "eval", "--suite", "real")

@@ -312,8 +312,12 @@ function mountStage(el, host) {
     const scale = Math.min(devicePixelRatio || 1, 2);
     const width = Math.round(screen.clientWidth * scale), height = Math.round(screen.clientHeight * scale);
     if (!width || !height) return;
-    for (const canvas of [video, top])
-      if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
+    // The page enlarges the rest of the way: to fill the screen smoothly here, for each frame, costs a core without a GPU.
+    const most = Math.min(1, 2 * hello.width / width);
+    for (const [canvas, share] of [[video, most], [top, 1]]) {
+      const size = [Math.round(width * share), Math.round(height * share)];
+      if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
+    }
     stale = true;
     paint();
   }
@@ -377,11 +381,12 @@ function mountStage(el, host) {
     if (due) show(due);
     sendSamples();
     flying.tick(now);
-    if (due || stale || hands.size || (hintUntil && now > hintUntil)) overlay(now);
+    const wanted = stale || hands.size || (hintUntil && now > hintUntil);
+    if (due || (wanted && now - overlay.last > 28)) overlay(now);           // it costs the page most: with the video, or 30 times a second
     if (now - tick.last > 250) { tick.last = now; figures(now); }
     requestAnimationFrame(tick);
   }
-  tick.last = 0; tick.away = 0;
+  tick.last = 0; tick.away = 0; overlay.last = 0;
 
   function sendSamples() {
     while (samples.length) host.send(packSamples(samples.splice(0, 64)));
@@ -390,7 +395,7 @@ function mountStage(el, host) {
   const placeOf = (p) => p.shown && state !== "ready" && state !== "opening" ? p.shown : p;
 
   function overlay(now) {
-    stale = false;
+    stale = false; overlay.last = now;
     if (now > hintUntil) hintUntil = 0;
     const w = top.width, h = top.height, unit = w / Math.max(1, screen.clientWidth), sheet = { ink, w, h, unit };
     ink.clearRect(0, 0, w, h);
