@@ -14,7 +14,7 @@ EARLY = 4       # the same of chunks that would have been in time with a step mo
 class Pace:
     """full: steps of a chunk when there is time; fewest: there are never less; `steps`: of the next one."""
 
-    def __init__(self, full: int, fewest: int = 2):
+    def __init__(self, full: int, fewest: int = 1):
         self.full, self.fewest = full, max(1, min(fewest, full))
         self.steps = full
         self._share: deque[float] = deque(maxlen=EARLY)

@@ -70,7 +70,7 @@ class Session:
     def __init__(self, open_stream: Callable, geometry, *, name: str = "", revision: str = "", max_id: int = 16384,
                  folder: str | Path | None = None, follow: Follow | None = None, fps: float | None = None,
                  eye: Callable | None = None, ahead: float = 0.12, idle_after: float = 900.0, cut: Callable | None = None,
-                 rest: bool = False, fewest: int = 2):
+                 rest: bool = False, fewest: int = 1):
         self.open_stream, self.geometry, self.name, self.revision = open_stream, geometry, name, revision
         self.max_id, self.eye = max_id, eye             # eye(tracks, start) -> [F, h, w, 3] uint8: what the model is told
         self.folder = Path(folder) if folder else None
