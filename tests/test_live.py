@@ -399,7 +399,7 @@ def test_a_step_comes_back_when_four_chunks_had_time_for_it():
 
 
 def test_a_machine_that_falls_behind_makes_chunks_in_fewer_steps_and_says_so(play):
-    session = play(cost=.6, fps=24, fewest=2)                             # three steps: .6 s for half a second of video; two: .4 s
+    session = play(cost=.6, fps=24, fewest=2)       # three steps: .6 s for half a second of video; two: .4 s
     session.start()
     until(lambda: session.streams and len(session.streams[0].stepped) >= 5, 30)
     assert session.streams[0].stepped[:5] == [3, 3, 2, 2, 2]
