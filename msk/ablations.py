@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from math import nan
 from pathlib import Path
@@ -329,7 +329,7 @@ def trained(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Calla
             losses = [teacher_loss(models, batch, kit.preset.stream.time_shift)[0].item() for batch in job.unseen]
         note(rows, name, loss=losses)
 
-    small = lesson.as_kit(lesson.untrained(job.small), job.small, job.vae)
+    small = lesson.as_kit(lesson.untrained(job.small).to(job.student.device), job.small, job.vae)
     makers = {name: partial(make, name) for name in settings}
     return [*(partial(measure, name) for name in settings), *compared(job, rows, small, makers, job.frames, 8, times=4)]
 
@@ -407,7 +407,7 @@ def rolled(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Callab
     def make(way, clips, seed):
         return streamed(student(way), clips, seed, frames)
 
-    small = lesson.as_kit(lesson.untrained(preset), preset, job.vae)
+    small = lesson.as_kit(lesson.untrained(preset).to(job.student.device), preset, job.vae)
     makers = {name: partial(make, how["way"]) for name, how in settings.items()}
     return [*(partial(student, how["way"]) for how in settings.values()),
             *compared(job, rows, small, makers, frames, 8, times=4)]
@@ -428,7 +428,7 @@ def forgetful(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Cal
             known[name] = lesson.as_kit(models, own, job.vae, practised(job, models, own.stream, start, own=True))
         return known[name]
 
-    small = lesson.as_kit(lesson.untrained(preset), preset, job.vae)
+    small = lesson.as_kit(lesson.untrained(preset).to(job.student.device), preset, job.vae)
     return [*(partial(student, name) for name in settings),
             *lasting(job, settings, rows, strip, 4 * job.frames, small, student)]
 
@@ -558,8 +558,8 @@ def run(model: str | Kit = "tiny", clips: int = 4, json_path=None, *, cases: tup
     setting, or scenes. long: pixel frames of the case "drift", by default 20 clips of training; "memory" has three.
     updates: of each small model. charts: a folder for a picture of each case, and film strips of the long ones.
     -> {"cases": {case: {says, settings: {setting: {measure: mean, ..., each: {measure: values}}}, claims, complete}}, ...};
-    written to json_path after each measurement. A finished case that stands there already, of the same weights and asked
-    for in the same way, is kept and not measured again.
+    written to json_path after each measurement. A finished case that stands there already is kept and not measured again;
+    a file of other weights, or asked for in another way, is refused.
     """
     unknown = sorted(set(cases) - set(CASES))
     if unknown:
@@ -578,7 +578,8 @@ def run(model: str | Kit = "tiny", clips: int = 4, json_path=None, *, cases: tup
                              "them out")
     job = Job(student, lambda: teacher or load(model, "teacher", device), clips, frames, long or LENGTH * frames, updates,
               seed, level)
-    asked = dict(clips=clips, frames=frames, long=job.long, updates=updates, seed=seed, level=level)
+    asked = dict(clips=clips, frames=frames, long=job.long, updates=updates, seed=seed, level=level,
+                 stream=asdict(student.preset.stream))
     report = header("ablations", student, machine=bench.device_name(student), threads=torch.get_num_threads(), rule=RULE,
                     asked=asked, cases={})
     report["cases"] = earlier(json_path, report)
@@ -608,12 +609,14 @@ def run(model: str | Kit = "tiny", clips: int = 4, json_path=None, *, cases: tup
 
 
 def earlier(path, report: dict) -> dict:
-    """The finished cases of a report on the very same weights, asked for in the same way."""
+    """The finished cases of a report on the very same weights, asked for in the same way. Raises ValueError for another."""
     if path is None or not Path(path).is_file():
         return {}
-    old = json.loads(Path(path).read_text())
-    same = all(old.get(key) == report[key] for key in ("suite", "revision", "machine", "dtype", "asked"))
-    return {name: case for name, case in old["cases"].items() if case["complete"]} if same else {}
+    old, report = json.loads(Path(path).read_text()), json.loads(json.dumps(report))
+    other = [key for key in ("suite", "revision", "machine", "dtype", "asked") if old.get(key) != report[key]]
+    if other:
+        raise ValueError(f"{path} holds a report with another {', '.join(other)}: name another file, or take it away")
+    return {name: case for name, case in old["cases"].items() if case["complete"]}
 
 
 # --- reporting ----------------------------------------------------------------------------------------------------

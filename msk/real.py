@@ -241,17 +241,20 @@ def run(folder, model: str | Kit = "tiny", items: int | None = None, json_path=N
     means = {name: Row(kit.geometry.width) for name in NAMES}
 
     def of_clip(path):
-        rows = report["clips"][path.name] = {}
+        rows, parts = report["clips"].setdefault(path.name, {}), []
         for name, *measured in clip_rows(kit, path, frames, points, method, seed, strips):
             if name == "tracks":
                 rows[name], = measured
                 continue
             tracks, row = measured[-1], Row(kit.geometry.width)
             row.extra["epe_still"] = epe(tracks.xy[:, :1].expand_as(tracks.xy), tracks).mean().item()
-            for add in (row, means[name]):
-                add.add(*measured)
-            rows[name], report["means"][name] = row.summary(), means[name].summary()
+            row.add(*measured)
+            rows[name] = row.summary()
+            parts.append((name, measured))
             yield
+        for name, measured in parts:                    # no mean of a clip that could not be read to its end
+            means[name].add(*measured)
+            report["means"][name] = means[name].summary()
 
     def of_still(path):
         first = picture(path, kit.geometry)

@@ -217,8 +217,9 @@ def test_an_interrupt_keeps_what_was_measured_and_what_was_finished_is_not_measu
     ablations.run(kit, 1, **asked)
     again = json.loads(path.read_text())
     assert len(made) == 6 + 4 and again["complete"] and again["cases"]["chunk"] == written["cases"]["chunk"]
-    ablations.run(kit, 2, **asked)
-    assert len(made) == 10 + 8, "asked for in another way, all is measured"
+    with pytest.raises(ValueError, match="a.json holds a report with another asked: name another file"):
+        ablations.run(kit, 2, **asked)
+    assert json.loads(path.read_text()) == again, "hours of work are not written over"
 
 
 def test_what_cannot_be_measured_is_one_sentence(kit):

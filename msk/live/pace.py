@@ -1,7 +1,7 @@
 """How many denoising steps a chunk gets: all, as long as there is time for them.
 
-A machine that falls behind would play slowly and answer late. Fewer steps cost little to look at (`msk eval --suite
-ablations --cases steps` measures how much), so they go first, one by one, and come back when there is time again.
+A machine that falls behind would play slowly and answer late. Fewer of the noise levels (`flow.fewer`) cost the tiny student
+hardly anything (LOG.md has the figures), so they go first, one by one, and come back when there is time again.
 """
 from __future__ import annotations
 
