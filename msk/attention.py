@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from time import perf_counter
@@ -34,7 +35,7 @@ def budget_mask(frames: int, tokens_per_frame: int, config, device=None) -> Tens
     return seen.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def turns(grid: tuple[int, int, int], start: int | tuple[int, ...], dim: int, device: torch.device
           ) -> tuple[Tensor, Tensor, Tensor]:
     """cos and signed sin [L, 1, D] of every token's angles, and both as complex numbers [L, 1, D/2].
@@ -49,15 +50,15 @@ def turns(grid: tuple[int, int, int], start: int | tuple[int, ...], dim: int, de
         def angles(size: int, positions: Tensor) -> Tensor:
             return torch.outer(positions.double(), 10_000.0 ** -(torch.arange(0, size, 2).double() / size))
 
-        angle = torch.cat([
-            angles(dim - rows - columns, places)[:, None, None].expand(f, h, w, -1),
-            angles(rows, torch.arange(h))[None, :, None].expand(f, h, w, -1),
-            angles(columns, torch.arange(w))[None, None, :].expand(f, h, w, -1),
-        ], dim=-1).reshape(f * h * w, 1, dim // 2)                                  # [L, 1, D/2]
-        cos = angle.cos().repeat_interleave(2, dim=-1)
-        sin = torch.stack([-angle.sin(), angle.sin()], dim=-1).flatten(-2)
-        turn = torch.polar(torch.ones_like(angle), angle).cfloat()
-        return cos.float().to(device), sin.float().to(device), turn.to(device)
+        def spread(of: Callable[[Tensor], Tensor]) -> Tensor:
+            """of(angle) for each axis, and only then for all tokens: tables are long, axes are not. -> [L, 1, D/2]"""
+            frame, row, column = (of(angles(size, at)).float().to(device) for size, at in (
+                (dim - rows - columns, places), (rows, torch.arange(h)), (columns, torch.arange(w))))
+            return torch.cat([frame[:, None, None].expand(f, h, w, -1), row[None, :, None].expand(f, h, w, -1),
+                              column[None, None, :].expand(f, h, w, -1)], dim=-1).reshape(f * h * w, 1, dim // 2)
+
+        cos, sin = spread(torch.cos), spread(torch.sin)
+        return (cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2), torch.complex(cos, sin))
 
 
 def rope(x: Tensor, grid: tuple[int, int, int], start: int | tuple[int, ...] = 0) -> Tensor:

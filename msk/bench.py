@@ -117,8 +117,8 @@ def run_teacher(model: str | Kit, frames: int = 81, measured: int = 4, json_path
         _wait(kit)
         took.append(1000 * (perf_counter() - began))
     began = perf_counter()
-    with torch.no_grad():
-        pictures(kit.vae.decode(x0)[0])
+    for made in kit.decode(x0):
+        pictures(made)
     decode = 1000 * (perf_counter() - began)
     step = statistics.median(took[1:])
     seconds = (preset.sample_steps * step + decode) / 1000

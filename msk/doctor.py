@@ -16,7 +16,7 @@ import torch
 
 from .attention import backend
 from .config import PRESETS, DiTConfig, Preset
-from .kit import assets, best_device, best_dtype
+from .kit import assets, best_device, best_dtype, memory_gib
 from .weights import cached
 
 EXTRAS = {          # extra -> what must be importable for it, and what it is for
@@ -64,7 +64,7 @@ def doctor() -> Report:
     """Examine this machine; nothing is downloaded, started or changed."""
     device = best_device()
     dtype = best_dtype(device)
-    memory_free, memory = _memory()
+    memory_free, memory = memory_gib()
     facts = dict(
         msk=_version("msk"), python=platform.python_version(), torch=torch.__version__,
         platform=f"{platform.system()} {platform.machine()}", device=str(device), device_name=_device_name(device),
@@ -146,19 +146,6 @@ def _dtype_reason(device: torch.device, dtype: torch.dtype) -> str:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory() -> tuple[float, float]:
-    """(free, total) in GiB; 0 where the system does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            rows = {row.split(":")[0]: int(row.split()[1]) / 2**20 for row in file}
-        return rows["MemAvailable"], rows["MemTotal"]
-    except (OSError, KeyError, ValueError, IndexError):
-        pass
-    if sys.platform != "win32" and "SC_PHYS_PAGES" in os.sysconf_names:
-        return 0.0, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return 0.0, 0.0
 
 
 def _of(free: float, total: float) -> str:

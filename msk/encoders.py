@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import torch
@@ -13,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoints import read
-from .kit import best_dtype
+from .kit import best_dtype, memory_gib
 from .tinyvae import TinyVAE
 from .weights import fetch, fill, read_weights, save_weights
+
+ONE_AT_A_TIME = threading.RLock()       # diffusers' autoencoder keeps its past in itself; two open encoders may not fit
+UMT5_BYTES = 11.4e9                     # of umT5-XXL's encoder in bfloat16
+KEPT = 2                                # which way prompts' features were made: others are not taken from the disk
 
 
 class FullVAE(nn.Module):
@@ -43,16 +48,18 @@ class FullVAE(nn.Module):
 
     def encode(self, frames: Tensor) -> Tensor:
         """frames [B, T, 3, H, W] in [0, 1] -> latents [B, F, C, h, w], normalised; the mean, not a sample."""
-        x = (frames * 2 - 1).transpose(1, 2).to(self.vae.dtype)
-        latents = self.vae.encode(x).latent_dist.mean.transpose(1, 2).float()
+        x = (frames * 2 - 1).transpose(1, 2).to(self.vae.quant_conv.weight.dtype)
+        with ONE_AT_A_TIME:
+            latents = self.vae.encode(x).latent_dist.mean.transpose(1, 2).float()
         return (latents - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
     def decode(self, latents: Tensor, past: list | None = None) -> tuple[Tensor, list]:
         """latents [B, F, C, h, w] -> frames [B, T, 3, H, W] in [0, 1], and the past for the next chunk."""
         x = latents * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
-        x = self.vae.post_quant_conv(x.transpose(1, 2).to(self.vae.dtype))
-        self.vae.clear_cache()
-        seen, frames = (list(past) if past is not None else self.vae._feat_map), []
+        x = self.vae.post_quant_conv(x.transpose(1, 2).to(self.vae.post_quant_conv.weight.dtype))
+        with ONE_AT_A_TIME:
+            self.vae.clear_cache()
+            seen, frames = list(past if past is not None else self.vae._feat_map), []
         for i in range(x.shape[2]):
             start = {"first_chunk": True} if past is None and i == 0 else {}
             frames.append(self.vae.decoder(x[:, :, i:i + 1], feat_cache=seen, feat_idx=[0], **start))
@@ -91,7 +98,8 @@ class UMT5(nn.Module):
         features = {p: read_weights(place)["features"] for p in set(prompts) if (place := self.kept(p)).is_file()}
         new = [p for p in dict.fromkeys(prompts) if p not in features]
         if new:
-            features |= dict(zip(new, self.encode(new)))
+            with ONE_AT_A_TIME:
+                features |= dict(zip(new, self.encode(new)))
             let_go(self.where.device)
         rows = [F.pad(features[p].float(), (0, 0, 0, self.length - len(features[p]))) for p in prompts]
         return torch.stack(rows).to(self.where.device)
@@ -104,7 +112,9 @@ class UMT5(nn.Module):
         if best_dtype(device) == torch.float16:                                 # which umT5 does not bear
             device = torch.device("cpu")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
-        encoder = transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=best_dtype(device))
+        size = min(UMT5_BYTES, sum(p.stat().st_size for p in (folder / "text_encoder").iterdir()))
+        encoder = transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=narrow(device, size))
+        encoder.set_input_embeddings(encoder.shared)            # some versions leave the tied copy as it was made: zeros
         device = with_room(device, sum(p.nbytes for p in encoder.parameters()))
         encoder = encoder.to(device).eval()
         made = []
@@ -121,7 +131,7 @@ class UMT5(nn.Module):
         """The file for this prompt's features by this encoder."""
         here = self.folder / "text_encoder"
         which = sorted(f"{p.name} {p.stat().st_size}" for p in here.iterdir()) if here.is_dir() else self.repo
-        name = hashlib.sha256(f"{which} {self.length} {prompt}".encode()).hexdigest()[:24]
+        name = hashlib.sha256(f"{KEPT} {which} {self.length} {prompt}".encode()).hexdigest()[:24]
         return prompts_kept() / f"{name}.safetensors"
 
 
@@ -138,10 +148,11 @@ class CLIP(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         folder, device = beside(self.folder, "image_encoder", self.repo, ["image_encoder/*"]), self.where.device
-        encoder = need("transformers").CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=torch.float32)
-        x = self.prepare(pixels.to(device), encoder.config.image_size)
-        seen = encoder.to(device).eval()(pixel_values=x, output_hidden_states=True).hidden_states[-2]
-        del encoder
+        with ONE_AT_A_TIME:
+            encoder = need("transformers").CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=torch.float32)
+            x = self.prepare(pixels.to(device), encoder.config.image_size)
+            seen = encoder.to(device).eval()(pixel_values=x, output_hidden_states=True).hidden_states[-2]
+            del encoder
         let_go(device)
         return seen
 
@@ -156,8 +167,24 @@ class CLIP(nn.Module):
         return (x - mean) / std
 
 
+def narrow(device: torch.device, size: int) -> torch.dtype:
+    """What umT5 is opened in, `size` bytes in bfloat16: what the device computes fastest, unless memory bids half of it.
+
+    Raises MemoryError where even that does not fit: the system would end the process without a word.
+    """
+    free, dtype = memory_gib()[0] * 2**30, best_dtype(device)
+    if device.type == "cpu" and free:
+        if free < 1.1 * size:
+            raise MemoryError(f"umT5 needs {size / 1e9:.0f} GB of memory for a new prompt, and {free / 1e9:.0f} are free: "
+                              f"read the prompt on a larger machine, and copy {prompts_kept()} from there")
+        if dtype == torch.float32 and free < 2.2 * size:
+            return torch.bfloat16
+    return dtype
+
+
 def with_room(device: torch.device, size: int) -> torch.device:
     """The device, or the CPU where it has no room for so many bytes and a little work."""
+    let_go(device)                                              # what torch itself holds back is free, too
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 1.1 * size:
         return torch.device("cpu")
     return device

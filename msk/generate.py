@@ -33,7 +33,7 @@ def by_stream(kit: Kit, prompt: str, picture, tracks: Tracks | None, frames: int
 
 def by_teacher(kit: Kit, prompt: str, picture, tracks: Tracks | None, frames: int, seed: int = 0,
                text_scale: float | None = None, motion_scale: float | None = None) -> Iterator[Tensor]:
-    """Yield the whole clip [frames, 3, H, W] once; scales default to the preset's."""
+    """Yield the clip in pieces [T, 3, H, W], all of it sampled before; scales default to the preset's."""
     preset, (h, w) = kit.preset, kit.geometry.latent_size
     length = 1 + -(-(frames - 1) // kit.geometry.time_stride)           # latent frames, rounded up
     cond = kit.condition([prompt], covering(tracks, 0, kit.geometry.pixel_frames(length)), picture)
@@ -44,8 +44,10 @@ def by_teacher(kit: Kit, prompt: str, picture, tracks: Tracks | None, frames: in
                    twice_shifted(preset.sample_steps, preset.stream.time_shift) if preset.shifted_twice else None)
     for step in tqdm(steps, "teacher", preset.sample_steps, leave=False):
         latents = step.x0
-    with torch.no_grad():
-        yield kit.vae.decode(latents)[0][0, :frames].float().cpu()
+    left = frames
+    for made in kit.decode(latents):
+        yield made[0, :left].float().cpu()
+        left -= made.shape[1]
 
 
 def read_tracks(path) -> Tracks:

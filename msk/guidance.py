@@ -36,6 +36,10 @@ def joint_guidance(dit, latents: Tensor, t: Tensor, cond: Condition, text_scale:
 
     if text_scale + motion_scale in (0, 1):
         return velocity(cond)
+    if cond.motion is None:                             # nothing to leave out: guidance by text alone
+        motion_scale = 0.
+        if not text_scale:
+            return velocity(cond)
     if together and text_scale and motion_scale and cond.motion is not None:
         thrice = lambda x: None if x is None else torch.cat([x] * 3)
         text = torch.cat([cond.text, cond.null_text, cond.text])

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +116,14 @@ class Kit:
         return torch.cat([mask, latents], dim=2)
 
     @torch.no_grad()
+    def decode(self, latents: Tensor, at_once: int = 3) -> Iterator[Tensor]:
+        """Yield the frames [B, T, 3, H, W] of a clip, a few latent frames at a time: what it takes does not grow with it."""
+        past = None
+        for part in latents.split(at_once, dim=1):
+            frames, past = self.vae.decode(part, past)
+            yield frames
+
+    @torch.no_grad()
     def encode_clip(self, image) -> Tensor | None:
         """A picture -> CLIP features [B, 257, clip_dim]; None without a picture, or where the transformer asks for none."""
         c = self.dit.config
@@ -127,9 +137,12 @@ class Kit:
     @torch.no_grad()
     def condition(self, prompts: list[str], tracks: Tracks | None = None, image=None) -> Condition:
         """What a whole clip is asked to follow. tracks over T = 1 + 4 (F - 1) pixel frames, in this kit's pixels."""
-        text = self.encode_text(prompts)
         nothing = self.preset.null_prompt
-        null = torch.zeros_like(text) if nothing is None else self.encode_text([nothing] * len(prompts))
+        if nothing is None:
+            text = self.encode_text(prompts)
+            null = torch.zeros_like(text)
+        else:                                           # both at once: a large encoder is opened once
+            text, null = self.encode_text([*prompts, *[nothing] * len(prompts)]).chunk(2)
         given = self.encode_image(image).expand(len(prompts), -1, -1, -1, -1) if image is not None else None
         motion = self.motion(tracks.check(batch=len(prompts)), image) if tracks is not None else None
         clip = self.encode_clip(image)
@@ -158,6 +171,8 @@ class Kit:
     def from_pretrained(repo: str, role: str = "student", *, revision: str | None = None, device=None,
                         dtype: torch.dtype | None = None) -> Kit:
         """A kit folder from the hub."""
+        if not is_kit(fetch(repo, revision, ["config.json"])):                  # before gigabytes of something else come
+            raise ValueError(f"{repo} holds no kit: give the path of its downloaded folder, or one of {', '.join(names())}")
         return _open(fetch(repo, revision, ["config.json", "*.safetensors", "README.md"]), role, device, dtype)
 
     def push_to_hub(self, repo: str, *, private: bool = False, message: str = "Upload kit") -> str:
@@ -197,6 +212,10 @@ def load(name: str | os.PathLike, role: str = "student", device=None, dtype: tor
         from . import wan
         return wan.load(name, role, device=device, dtype=dtype, revision=revision)
     if name.count("/") == 1 and not Path(name).exists():
+        from . import wan
+        for (preset, its_role), (repo, _) in wan.SOURCES.items():
+            if (repo, its_role) == (name, role):
+                return wan.load(preset, role, device=device, dtype=dtype, revision=revision)
         return Kit.from_pretrained(name, role, revision=revision, device=device, dtype=dtype)
     raise FileNotFoundError(f"no kit called {name!r}: looked for a config.json in {Path(name)} and in {assets() / name}; "
                             f"give a kit folder, owner/name on the hub, or one of {', '.join(names())}")
@@ -255,6 +274,19 @@ def best_dtype(device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
+
+
+def memory_gib() -> tuple[float, float]:
+    """Of this machine: (free, total); 0 where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            rows = {row.split(":")[0]: int(row.split()[1]) / 2**20 for row in file}
+        return rows["MemAvailable"], rows["MemTotal"]
+    except (OSError, KeyError, ValueError, IndexError):
+        pass
+    if sys.platform != "win32" and "SC_PHYS_PAGES" in os.sysconf_names:
+        return 0.0, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return 0.0, 0.0
 
 
 def cpu_has_bf16() -> bool:

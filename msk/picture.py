@@ -74,7 +74,7 @@ def middle(width: int, height: int, geometry: Geometry) -> tuple[int, int, int, 
 def fitted(image: Image.Image, geometry: Geometry) -> Image.Image:
     """The middle of an RGB image at the geometry's size."""
     left, top, wide, tall = middle(*image.size, geometry)
-    return image.resize((geometry.width, geometry.height), Image.Resampling.BILINEAR, (left, top, left + wide, top + tall))
+    return image.resize((geometry.width, geometry.height), Image.Resampling.BICUBIC, (left, top, left + wide, top + tall))
 
 
 def picture(image, geometry: Geometry) -> Tensor:
@@ -89,7 +89,7 @@ def picture(image, geometry: Geometry) -> Tensor:
         left, top, wide, tall = middle(pixels.shape[-1], pixels.shape[-2], geometry)
         pixels, size = pixels[..., top:top + tall, left:left + wide], (geometry.height, geometry.width)
         if tuple(pixels.shape[-2:]) != size:
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
         return pixels.clamp(0, 1)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[-1] not in (3, 4) or image.dtype != np.uint8:

@@ -44,7 +44,8 @@ def run(path, budget: float = 600.0, device=None, chunks: int = 60, rows: dict[s
     A row that was made on another device or torch is made again. On a CPU nothing is compiled, and sizes are toys.
     """
     path, rows = Path(path), ROWS if rows is None else rows
-    here = {"device": str(device or best_device()), "torch": torch.__version__}
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    here = {"device": str(device or best_device()), "card": card, "torch": torch.__version__}
     made = json.loads(path.read_text()) if path.is_file() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     end = monotonic() + budget

@@ -145,7 +145,7 @@ class TinyVAE(nn.Module):
         for layer in layers:
             if isinstance(layer, MemBlock):
                 last = torch.zeros_like(x[:batch]) if past is None else past[len(seen)]
-                seen.append(x[-batch:])
+                seen.append(x[-batch:].clone())         # a view would keep all of x
                 x = layer(x, torch.cat([last, x[:-batch]]))
             elif isinstance(layer, (Pool, Grow)):
                 x = layer(x, batch)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,9 @@ def open_path(path, role: str = "student", device=None, dtype: torch.dtype | Non
         preset = Preset.from_dict(data["preset"])
         return assemble(preset, read(path / "transformer"), data["role"], path, str(path), device, dtype)
     data, state, training = _gather(path, which)
+    if role == "student" and not training and "track_config" not in data:
+        print(f"{path} does not say that it was distilled: a stream of it looks right only if it was; role='teacher' "
+              "(--teacher) makes whole clips", file=sys.stderr)
     preset = recognise(state, data, training, like, path.stem if path.is_file() else path.name)
     if "track_config" in data:                                                  # an export says which of the two it is
         role = "student" if "Causal" in data.get("_class_name", "") else "teacher"
@@ -98,6 +102,9 @@ def _gather(path: Path, which: str | None) -> tuple[dict, State, str]:
     if path.is_file():
         state = read(path, which)
         return _config(path.parent), state, "forcing" if path.suffix in (".pt", ".pth") else ""
+    if (path / "transformer_2").is_dir():
+        raise ValueError(f"{path} is two experts in one (as Wan 2.2 A14B), and msk does not change between them: give the "
+                         "path of one transformer")
     inner = path / "transformer" if (path / "transformer").is_dir() else path
     if list(inner.glob("*.safetensors")) or list(inner.glob("*.bin")):
         return _config(inner), read(inner), ""
@@ -164,8 +171,14 @@ def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, 
         fill_track_head(head, state, source)
     elif (parts / "track_head.safetensors").is_file():
         fill(head, read_weights(parts / "track_head.safetensors"), str(parts / "track_head.safetensors"))
+    elif not preset.dit.base_channels:                  # every column is trained, on something else: be silent till taught
+        nn.init.zeros_(head.convs[-1].weight)
     kit = Kit(dit, head, *outside(preset, parts), preset, role, outside_clip(preset.dit, parts))
     kit = kit.eval().to(device, dtype or best_dtype(device))
+    for full in kit.vae.modules() if device.type == "cuda" and kit.dtype == torch.bfloat16 else ():
+        if isinstance(full, FullVAE):                   # decoded for each chunk; what is encoded, once, stays in float32
+            full.vae.decoder.to(kit.dtype)
+            full.vae.post_quant_conv.to(kit.dtype)
     if device.type == "cuda":
         prepare(kit, "inductor" if os.environ.get("MSK_FAST", "0") not in ("", "0") else None)
     return kit
@@ -176,17 +189,24 @@ def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, 
 def outside(preset: Preset, folder: Path) -> tuple[nn.Module, nn.Module]:
     """Autoencoder and text encoder of a big preset: from its folder, else from the hub.
 
-    A tiny decoder takes the full one's place if a TAEHV lies among the assets, in the folder or at $MSK_TAEHV.
+    A tiny decoder takes the full one's place if a TAEHV lies among the assets, in the folder or at $MSK_TAEHV; pictures are
+    encoded by the full one, as in training, where it can be had.
     """
     repo = PARTS.get(preset.vae.latent_channels, "")
     text = UMT5(folder, WORDS if repo else "")
     places = [folder / "vae", folder / "Wan2.1_VAE.pth"]
     full = next((place for place in places if place.exists()), None)
-    if tiny := tiny_vae(preset, folder):
-        return (MixedVAE(FullVAE.open(full), tiny) if full else tiny), text
-    if full is None:
-        full = beside(folder, "vae", repo, ["vae/*"]) / "vae"
-    return FullVAE.open(full), text
+    tiny = tiny_vae(preset, folder)
+    try:
+        if full is None:
+            full = beside(folder, "vae", repo, ["vae/*"]) / "vae"
+        full = FullVAE.open(full)
+    except (ConnectionError, FileNotFoundError, ImportError) as error:
+        if tiny is None:
+            raise
+        print(f"pictures are encoded by TAEHV, not by the autoencoder of training: {error}", file=sys.stderr)
+        return tiny, text
+    return (MixedVAE(full, tiny) if tiny else full), text
 
 
 def tiny_vae(preset: Preset, folder: Path) -> TinyVAE | None:
