@@ -817,7 +817,7 @@ def test_a_notebook_pulls_what_a_page_gets_pushed(play, tmp_path):
     from msk.live.widget import Pulled
     session = play(folder=tmp_path)
     pulled = Pulled(session)
-    answer, frames = pulled.answer({"type": "pull"}, [])
+    answer, frames = pulled.answer({"type": "pull", "fresh": True}, [])
     assert [w["type"] for w in answer["words"][:2]] == ["hello", "state"] and protocol.read_frame(frames[0])["still"]
     words = [{"type": "add", "id": 1, "kind": "live", "x": exact.BALL_AT[0] / W, "y": 0.5, "t": 0}, {"type": "start"},
              {"type": "grab", "ids": [1], "t": 1}, {"type": "fly"}]

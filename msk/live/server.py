@@ -467,7 +467,7 @@ class Lobby:
         def safely(call):
             return lambda value: visitor.loop.is_closed() or visitor.loop.call_soon_threadsafe(call, value)
 
-        self.player, visitor.session, visitor.id = visitor, session, id
+        self.player, visitor.session, visitor.id, session.heard = visitor, session, id, 0
         visitor.link = Link(session.fps, session.ahead)
         visitor.say(greeting(session, id))
         visitor.say(session.describe())

@@ -158,13 +158,14 @@ function socketHost({ url, token }) {
 
 // A notebook's model: the page asks (`pull`), the answer carries what has been made since. No push, so nothing can pile up.
 function modelHost(model) {
-  let up = [], acks = 0, timer = null, waiting = 0;
+  let up = [], timer = null, waiting = 0, fresh = true;
   return {
     everywhere: false,
     connect(on) {
       const hear = (content, buffers) => {
         if (content.type !== "pulled") return;
         waiting = 0;
+        if (content.words.some((word) => word.type === "hello")) fresh = false;
         content.words.forEach(on.word);
         buffers.forEach((b) => on.frame(b instanceof ArrayBuffer ? b : b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength)));
       };
@@ -174,7 +175,7 @@ function modelHost(model) {
         const words = up.filter((m) => !(m instanceof ArrayBuffer)), buffers = up.filter((m) => m instanceof ArrayBuffer);
         const order = up.map((m) => m instanceof ArrayBuffer ? 1 : 0);
         up = [];
-        model.send({ type: "pull", words, order }, undefined, buffers);
+        model.send({ type: "pull", fresh, words, order }, undefined, buffers);
       };
       model.on("msg:custom", hear);
       timer = setInterval(pull, 40);
@@ -191,8 +192,6 @@ function modelHost(model) {
   };
 }
 
-const UNHEARD = 5000;       // milliseconds for which a new point stays though the server has not yet spoken of it
-
 function mountStage(el, host) {
   const root = el.shadowRoot || el.attachShadow({ mode: "open" });
   root.innerHTML = STAGE_HTML;
@@ -208,14 +207,16 @@ function mountStage(el, host) {
   let draft = null;                           // a path that is being drawn: {id, nodes, clicked, clickedAt}
   let offset = Infinity, lastEcho = -Infinity, undoable = 0, redoable = 0, script = 0, prompt = null, stale = true;
   let grip = false, rest = false, things = [];         // do points take whole things, does the rest stay; outlines
+  let said = 0;                               // words sent so far: each has a number
   let current = null, queue = [], samples = [], pending = [], hintUntil = 0, hintText = "", hintBad = false;
   const remembered = { get take() { try { return localStorage.getItem("msk-take"); } catch { return null; } },
     set take(name) { try { localStorage.setItem("msk-take", name); } catch { } } };
   const last = host.everywhere ? remembered.take : null;     // the take that this browser made before
-  // id -> {kind, x, y, shown, trail, born, leaving, nodes, loop, speed, head}: x, y where it should be, shown where it is;
+  // id -> {kind, x, y, shown, trail, leaving, nodes, loop, speed, head}: x, y where it should be, shown where it is;
   // of a path, x, y is its start, nodes its way and head the time it is shown at
   const points = new Map();
   const chosen = new Set();
+  const asked = new Map();            // id -> the number of the last word about that point
   const hands = new Map();            // pointerId -> what it is doing: {ids, move(event, at), up(event)}
   const maps = new Map();             // chunk -> what the model was told then
   const kept = [], draws = [], latencies = [], errors = [];
@@ -224,7 +225,12 @@ function mountStage(el, host) {
   const runs = () => state === "playing" || state === "paused";
 
   // -- the line ------------------------------------------------------------------------------------------------------
-  const say = (message) => host.send(message);
+  // Until the server has heard the last word about a point (`state` says it), the page knows better how that point is.
+  function say(message, about = message.ids || ("id" in message ? [message.id] : [])) {
+    said += 1;
+    for (const id of about) asked.set(id, said);
+    return host.send({ ...message, n: said });
+  }
 
   function note(text, bad = false, seconds = 5) {
     hintText = text; hintBad = bad; hintUntil = performance.now() + 1000 * seconds;
@@ -240,18 +246,20 @@ function mountStage(el, host) {
   }
 
   function newPoint(id, kind, { x, y }) {
-    points.set(id, { kind, x, y, shown: null, trail: [], born: performance.now(), leaving: false, nodes: null, head: null });
+    points.set(id, { kind, x, y, shown: null, trail: [], leaving: false, nodes: null, head: null });
     nextId = Math.max(nextId, id + 1);
   }
 
-  function takePoints(listed) {
+  function takePoints(listed, heard) {
     const held = new Set([...hands.values()].flatMap((hand) => hand.ids)), ids = new Set(listed.map((p) => p.id));
-    for (const [id, p] of points) if (!ids.has(id) && performance.now() - p.born > UNHEARD) points.delete(id);
+    for (const [id, n] of asked) if (n <= heard) asked.delete(id);
+    for (const id of points.keys()) if (!ids.has(id) && !asked.has(id)) points.delete(id);
     for (const p of listed) {
+      if (asked.has(p.id)) continue;
       const { nodes = null, loop, speed } = p;
       if (!points.has(p.id)) newPoint(p.id, p.kind, p);
       const mine = points.get(p.id);
-      Object.assign(mine, { kind: p.kind, leaving: p.leaving, born: -1e9, loop, speed });
+      Object.assign(mine, { kind: p.kind, leaving: p.leaving, loop, speed });
       if (!held.has(p.id)) Object.assign(mine, { x: p.x, y: p.y, nodes });
     }
     for (const id of chosen) if (!points.has(id)) chosen.delete(id);
@@ -260,6 +268,7 @@ function mountStage(el, host) {
   function word(m) {
     if (m.type === "hello") {
       hello = m; greeted = true; offset = Infinity; lastEcho = -Infinity; queue = []; pending = [];
+      asked.clear();                                                    // what a lost line took with it is not done
       screen.style.aspectRatio = `${m.width} / ${m.height}`;
       screen.style.maxWidth = `calc(68vh * ${m.width / m.height})`;
       veil.classList.remove("on");
@@ -267,7 +276,7 @@ function mountStage(el, host) {
       if (looking) say({ type: "look", on: true });
       resize();
     } else if (m.type === "state") {
-      takePoints(m.points);
+      takePoints(m.points, m.heard);
       undoable = m.undo; redoable = m.redo; script = m.script; grip = m.grip; rest = m.rest; things = m.things;
       if (m.take && host.everywhere) remembered.take = m.take;
       if (m.prompt !== prompt) el.dispatchEvent(new CustomEvent("msk-prompt", { detail: prompt = m.prompt, bubbles: true }));
@@ -676,7 +685,7 @@ function mountStage(el, host) {
     if (!roomFor(spots.length)) return;
     const id = nextId, ids = spots.map((_, k) => id + k);
     spots.forEach((spot, k) => newPoint(id + k, gridKind, spot));
-    say({ type: "grid", id, kind: gridKind, box: rectangle, spacing, t: performance.now() });
+    say({ type: "grid", id, kind: gridKind, box: rectangle, spacing, t: performance.now() }, ids);
     choose(ids);
   }
 
