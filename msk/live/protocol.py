@@ -21,6 +21,7 @@ Up, text (JSON, at most 16 KiB), one object with a `type`, and `n`, its number, 
     export   what (one of EXPORTS), mark                 answered by `file`; mark: say on the picture that it is generated
     recall   take                                        is it kept? answered by `kept`, or not at all
     load     take                                        open a kept take: it plays again, and goes on where it ended
+    model    name                                        load this model of those that `hello` offers, and go on with it
     ping     t                                           answered by `pong`, t unchanged
 
 Up, binary, little endian (at most 64 KiB):
@@ -28,10 +29,11 @@ Up, binary, little endian (at most 64 KiB):
     pointer  u8 1, u8 n, then n of  f64 t, u16 id, f32 x, f32 y          at most 64 samples
     ack      u8 2, u32 seq                                               this frame has come
 
-Down, text: `hello` (session, geometry, fps, limits), `state` (state, points, prompt, seed, undo, redo, grip, rest, take,
-heard: the number of the latest message that is in it, and things: outlines of what points hold), `queue` (place), `error` (message: one sentence for a person), `note` (the same,
-not an error), `file` (url, name), `kept` (take, prompt, frames, points), `chunk` (what it took, what is remembered, how the
-link is), `map` (a picture), `pong`.
+Down, text: `hello` (session, geometry, fps, limits; models to choose from, and which plays), `state` (state, points, prompt,
+seed, undo, redo, grip, rest, take; heard: the number of the latest message that is in it; things: outlines of what points
+hold), `queue` (place), `error` (message: one sentence for a person), `note` (the same, not an error), `file` (url, name),
+`kept` (take, prompt, frames, points), `chunk` (what it took, what is remembered, how the link is), `map` (a picture),
+`model` (name, state "loading", "failed" or "here", message, share of a download or null), `pong`.
 
 Down, binary, little endian: one frame
 
@@ -182,6 +184,7 @@ _FIELDS = {
     "export": {"what": _one_of(*EXPORTS), "mark": _yes_or_no},
     "recall": {"take": lambda n, v: _words(n, v, 64)},
     "load": {"take": lambda n, v: _words(n, v, 64)},
+    "model": {"name": lambda n, v: _words(n, v, 1000)},
     "ping": {"t": _number},
 }
 

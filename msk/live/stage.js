@@ -207,6 +207,7 @@ function mountStage(el, host) {
   let draft = null;                           // a path that is being drawn: {id, nodes, clicked, clickedAt}
   let offset = Infinity, lastEcho = -Infinity, undoable = 0, redoable = 0, script = 0, prompt = null, stale = true;
   let grip = false, rest = false, things = [];         // do points take whole things, does the rest stay; outlines
+  let loading = null;                         // the latest word on a model that is on its way, or failed to come
   let said = 0;                               // words sent so far: each has a number
   let current = null, queue = [], samples = [], pending = [], hintUntil = 0, hintText = "", hintBad = false;
   const remembered = { get take() { try { return localStorage.getItem("msk-take"); } catch { return null; } },
@@ -269,6 +270,11 @@ function mountStage(el, host) {
     if (m.type === "hello") {
       hello = m; greeted = true; offset = Infinity; lastEcho = -Infinity; queue = []; pending = [];
       asked.clear();                                                    // what a lost line took with it is not done
+      hands.clear(); draft = corner = null;
+      $(".model").replaceChildren(...(m.models || []).map(({ name, label, why_not }) =>
+        Object.assign(document.createElement("option"), { value: name, textContent: why_not ? `${label} (not here)` : label,
+          selected: name === m.playing })));
+      showModels();
       screen.style.aspectRatio = `${m.width} / ${m.height}`;
       screen.style.maxWidth = `calc(68vh * ${m.width / m.height})`;
       veil.classList.remove("on");
@@ -289,6 +295,10 @@ function mountStage(el, host) {
       showMap();
     } else if (m.type === "queue") {
       veil.textContent = m.message; veil.classList.add("on"); setState("queue");
+    } else if (m.type === "model") {
+      loading = m.state === "here" ? null : m;
+      if (m.state === "here") el.dispatchEvent(new CustomEvent("msk-model", { detail: m.name, bubbles: true }));
+      showModels();
     } else if (m.type === "error") note(m.message, true, 8);
     else if (m.type === "note") note(m.message);
     else if (m.type === "kept") {
@@ -377,6 +387,19 @@ function mountStage(el, host) {
         backgroundSize: `${100 * told.frames}% 100%`, backgroundPosition: `${100 * i / Math.max(1, told.frames - 1)}% 0` });
       return tile;
     }));
+  }
+
+  // The models on offer: what the one in the list needs, or how far it is with the one that is being loaded.
+  function showModels() {
+    const offers = hello.models || [], offer = offers.find(({ name }) => name === $(".model").value), bar = $("progress");
+    const busy = !!loading && loading.state === "loading", told = $(".told");
+    $(".models").hidden = !offers.length;
+    if (!offer) return;
+    told.textContent = loading ? loading.message : offer.why_not ? `${offer.needs}: ${offer.why_not}` : offer.needs;
+    told.classList.toggle("bad", loading ? !busy : !!offer.why_not);
+    $("[data-do=change]").disabled = busy || !!offer.why_not || offer.name === hello.playing;
+    bar.hidden = !busy;
+    if (busy && loading.share !== null) bar.value = loading.share; else bar.removeAttribute("value");
   }
 
   function tick() {
@@ -798,6 +821,7 @@ function mountStage(el, host) {
     look: () => { if (hello.map) { looking = !looking; say({ type: "look", on: looking }); maps.clear(); showMap(); } },
     file: () => say({ type: "export", what: $(".what").value, mark: $(".tag").checked }),
     last: () => say({ type: "load", take: last }),
+    change: () => say({ type: "model", name: $(".model").value }),
     bring: () => {
       const input = document.createElement("input");
       input.type = "file"; input.accept = ".json,.jsonl";
@@ -850,6 +874,7 @@ function mountStage(el, host) {
       button.addEventListener(kind, () => flying.letGo(button));
   }
   $(".what").addEventListener("change", refresh);
+  $(".model").addEventListener("change", () => { if (loading?.state === "failed") loading = null; showModels(); });
   $(".spacing").addEventListener("input", (event) => { spacing = event.target.value / 100; refresh(); });
   $(".speed").addEventListener("input", () => { sliding = true; refresh(); });
   $(".speed").addEventListener("change", (event) => {
