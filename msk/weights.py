@@ -191,5 +191,5 @@ def make_sure_of_room(repo: str, size: int) -> None:
     print(f"fetching {size / 1e9:.1f} GB of {repo} into {place} ({free / 1e9:.0f} GB free)", file=sys.stderr)
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def first_line(error: BaseException, most: int = 160) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

@@ -50,7 +50,7 @@ class Choice:
         except Exception as error:
             log.exception("a model could not be loaded")
             tell({"type": "model", "name": name, "state": "failed", "share": None,
-                  "message": f"{offer.label} could not be loaded, the old model goes on: {first_line(error)}"})
+                  "message": f"{offer.label} could not be loaded, the old model goes on: {first_line(error, 400)}"})
             return None
         finally:
             self.loading = ""
