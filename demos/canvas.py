@@ -129,8 +129,9 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
     scene, shelf = scene_of(kit, open_stream), Pictures()
     for i, (image, _) in enumerate(scene.pictures):
         shelf.keep(f"start-{i}", image)
+    offers = [offer(name, getattr(kit, "device", None)) for name in models]
     lobby = Lobby(scene.new_session, shelf, first=("start-0", scene.pictures[0][1], 0), folder=folder,
-                  choice=Choice([offer(name) for name in models], change) if models else None)
+                  choice=Choice(offers, change) if offers else None)
     turns = itertools.count()
 
     def wish(image: str, prompt: str, seed) -> dict:

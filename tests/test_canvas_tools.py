@@ -201,6 +201,76 @@ def test_a_path_is_set_to_swing_made_faster_smooth_and_even(stage, session):
     until(lambda: point.way.nodes == clicked.nodes)
 
 
+def test_nodes_of_a_path_are_dragged_added_and_taken_out(stage, session):
+    page = stage.page
+    page.keyboard.press("3")
+    clicks(stage, (0.2, 0.3), (0.5, 0.7), (0.8, 0.3))
+    page.keyboard.press("Enter")
+    until(lambda: 1 in session.points)
+    page.keyboard.press("5")
+
+    def are(*places):
+        nodes = session.points[1].way.nodes
+        return len(nodes) == len(places) and np.allclose([(p.real / W, p.imag / W) for _, p in nodes], places, atol=0.01)
+    began = session.points[1].way.nodes
+    stage.drag((0.5, 0.7), (0.5, 0.5), steps=8)
+    until(lambda: are((0.2, 0.3), (0.5, 0.5), (0.8, 0.3)))
+    assert [t for t, _ in session.points[1].way.nodes] == [t for t, _ in began] and stage.ask("stage.node") == 1
+    page.keyboard.press("Shift+ArrowUp")
+    until(lambda: are((0.2, 0.3), (0.5, 0.4), (0.8, 0.3)))
+    page.mouse.dblclick(*stage.at(0.35, 0.35))
+    until(lambda: are((0.2, 0.3), (0.35, 0.35), (0.5, 0.4), (0.8, 0.3)))
+    stage.drag((0.2, 0.3), (0.1, 0.2), steps=8)                             # its start: the point goes along
+    until(lambda: are((0.1, 0.2), (0.35, 0.35), (0.5, 0.4), (0.8, 0.3)))
+    assert stage.ask("stage.node") == 0 and at(session.points[1]) == pytest.approx((0.1, 0.2), abs=0.01)
+    page.keyboard.press("Delete")
+    until(lambda: are((0.35, 0.35), (0.5, 0.4), (0.8, 0.3)))
+    assert session.points[1].way.nodes[0][0] == 0
+    for places in ([(0.1, 0.2), (0.35, 0.35), (0.5, 0.4), (0.8, 0.3)], [(0.2, 0.3), (0.35, 0.35), (0.5, 0.4), (0.8, 0.3)],
+                   [(0.2, 0.3), (0.5, 0.4), (0.8, 0.3)], [(0.2, 0.3), (0.5, 0.5), (0.8, 0.3)]):
+        page.keyboard.press("Control+z")
+        until(lambda places=places: are(*places))
+    stage.drag((0.35, 0.4), (0.45, 0.4), steps=8)                           # by its line, all of it; and the stream begins
+    until(lambda: are((0.3, 0.3), (0.6, 0.5), (0.9, 0.3)))
+    stage.wait("stage.current.index > 12")
+    stage.drag((0.9, 0.3), (0.9, 0.6), steps=8)                             # while it plays, and it goes on
+    until(lambda: are((0.3, 0.3), (0.6, 0.5), (0.9, 0.6)))
+    assert session.points[1].played > 0.3
+    stage.wait("stage.current.marks.length === 1 && Math.abs(stage.current.marks[0].y - 0.6) < 0.01")
+    assert len(session.points) == 1
+
+
+def test_a_pen_takes_hold_like_a_finger_and_draws_like_a_mouse(stage, session):
+    line = stage.page.context.new_cdp_session(stage.page)
+
+    def pen(kind, x, y, held=1):
+        to_x, to_y = stage.at(x, y)
+        line.send("Input.dispatchMouseEvent", {"type": kind, "x": to_x, "y": to_y, "button": "left" if held else "none",
+                                               "buttons": held, "clickCount": held, "pointerType": "pen"})
+
+    def stroke(start, end):
+        stage.steady()
+        pen("mouseMoved", *start, held=0)
+        pen("mousePressed", *start)
+        for i in range(1, 11):
+            pen("mouseMoved", *(a + (b - a) * i / 10 for a, b in zip(start, end)))
+            stage.page.wait_for_timeout(30)
+        pen("mouseReleased", *end)
+    stage.click(0.5, 0.5)
+    until(lambda: 1 in session.points)
+    beside = 0.5 + 24 / stage.page.locator(".msk-host .top").bounding_box()["width"]         # too far for a mouse
+    stroke((beside, 0.5), (beside, 0.7))
+    until(lambda: at(session.points[1]) == pytest.approx((0.5, 0.7), abs=0.01))
+    assert len(session.points) == 1
+    stage.page.keyboard.press("3")
+    stroke((0.2, 0.2), (0.6, 0.2))
+    until(lambda: 2 in session.points)
+    nodes = session.points[2].way.nodes
+    assert len(nodes) > 4 and nodes[-1][1].real / W == pytest.approx(0.6, abs=0.02)
+    stage.click(beside, 0.3)                                                # a mouse: the first node of another path
+    assert stage.ask("stage.draft.nodes.length") == 1
+
+
 def test_the_ruler_counts_frames_along_a_path(stage):
     """At half the speed the same way takes twice the frames; ticks that would touch are left out."""
     def ruler(speed):
@@ -596,8 +666,9 @@ def test_in_a_notebook_the_tools_are_the_same(cell):
     stage.wait("stage.current.marks.some((m) => m.kind === 'camera')")
 
 
-def test_a_way_that_only_changed_its_speed_goes_on():
-    """What the page sends back is rounded; that must not begin the way anew."""
+def test_a_way_that_lasts_as_long_goes_on():
+    """What the page sends back is rounded; that must not begin the way anew, nor must a node that is dragged."""
     way = Way(((0.0, 10 + 10j), (1.23456, 20.123456 + 11j)))
-    assert Way(((0.0, 10 + 10j), (1.235, 20.12346 + 11j)), "swing", 2.0).goes_like(way)
-    assert not Way(((0.0, 10 + 10j), (1.235, 20.3 + 11j))).goes_like(way)
+    assert Way(((0.0, 10 + 10j), (1.235, 20.12346 + 11j)), "swing", 2.0).goes_on_as(way)
+    assert Way(((0.0, 10 + 10j), (0.5, 3j), (1.235, 20.3 + 11j))).goes_on_as(way)
+    assert not Way(((0.0, 10 + 10j), (1.3, 20.12346 + 11j))).goes_on_as(way)

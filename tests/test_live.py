@@ -818,6 +818,32 @@ def test_another_model_is_loaded_while_the_old_one_plays(served, tmp_path):
     asyncio.run(client())
 
 
+def test_a_page_that_came_back_or_is_away_gets_the_other_model_as_well(served, tmp_path):
+    async def client():
+        async with knock(served) as socket:
+            hello = await wait_for(socket, is_type("hello"))
+            await wait_for(socket, is_state("ready"))
+            socket.transport.abort()
+        async with knock(served, resume=hello["session"]) as socket:
+            await wait_for(socket, is_state("ready"))
+            served.choice = Choice(offers("exact", "wide"), lambda name, step: wide(name, tmp_path))
+            await send(socket, type="model", name="wide")
+            assert (hello := await wait_for(socket, is_type("hello")))["model"] == "wide"
+            assert (await wait_for(socket, is_state("ready")))["prompt"] == "a red ball"
+            go = threading.Event()
+            served.choice = Choice(offers("wide", "wider"), lambda name, step: go.wait(20) and wide(name, tmp_path))
+            await send(socket, type="model", name="wider")
+            await wait_for(socket, is_type("model"))
+            served.grace = 60
+            socket.transport.abort()
+        until(lambda: served._orphan is not None)
+        go.set()
+        async with knock(served, resume=hello["session"]) as socket:
+            hello = await wait_for(socket, lambda m: m.get("type") == "hello" and m["model"] == "wider")
+            await wait_for(socket, is_state("ready"))
+    asyncio.run(client())
+
+
 @pytest.mark.parametrize("error, says", [(ConnectionError("it could not be fetched from the hub: check the network"),
                                           "check the network"), (torch.OutOfMemoryError("CUDA out of memory"), "memory")])
 def test_a_model_that_cannot_be_had_leaves_the_old_one_playing(served, error, says):

@@ -131,6 +131,7 @@ const KEYS = [["Press and drag", "what is under the pointer follows it"], ["Shif
   ["N", "fresh anchor: hold the video to how it looks now"], ["H", "hold still what no hand moves, or free it"],
   ["M", "what the model sees"],
   ["Arrows", "move what is chosen, or else the cross (Shift: further)"], ["I", "use the tool where the cross is"],
+  ["Select, on a path", "drag its nodes, Delete takes one out, a double click on the line adds one"],
   [". and ,", "choose the next point, the one before"], ["Ctrl A", "choose all points"],
   ["Delete, Backspace", "remove what is chosen"], ["Esc", "choose none, leave a path, close this"], ["?", "this list"]];
 

@@ -182,7 +182,6 @@ class Visitor:
         self.socket, self.loop = socket, loop           # a WebSocket, or a PostLine
         self.session: Session | None = None
         self.id, self.resume = "", resume[:64]
-        self.picture = ""                               # id of the one that was opened last
         self.link: Link | None = None
         self.words: deque[dict] = deque(maxlen=256)
         self.frames: deque[Frame] = deque(maxlen=32)
@@ -225,6 +224,7 @@ class Lobby:
         self.tokens = Tokens()
         self.hosts: set[str] | None = set(LOOPBACK)     # host names we answer to; None: any
         self.player: Visitor | None = None
+        self.picture = ""                               # id of the one that the player opened last
         self.waiting: list[Visitor] = []
         self._orphan: tuple[str, Session, bool] | None = None
         self._orphan_ends: asyncio.Task | None = None
@@ -387,7 +387,7 @@ class Lobby:
             image = self.pictures[message["image"]] if message["image"] else session.image
             if image is None:
                 raise ProtocolError("there is no picture yet: choose one")
-            visitor.picture = message["image"] or visitor.picture
+            self.picture = message["image"] or self.picture
             await asyncio.to_thread(session.open, image, message["prompt"], message["seed"])
         elif kind == "export":
             visitor.say(await asyncio.to_thread(self._export, session, message["what"], message["mark"]))
@@ -470,7 +470,7 @@ class Lobby:
             self._seat(visitor, session, secrets.token_urlsafe(12))
             if wanted is not None:
                 image, prompt, seed = wanted
-                visitor.picture = image
+                self.picture = image
                 await asyncio.to_thread(session.open, self.pictures[image], prompt, seed)
         except Exception as error:
             log.exception("a session could not begin")
@@ -531,17 +531,17 @@ class Lobby:
         for i, (image, _) in enumerate(scene.pictures):
             self.pictures.keep(f"start-{i}", image)
         self.new_session, self.first = scene.new_session, ("start-0", scene.pictures[0][1], 0)
-        if self._orphan is not None:
+        old = self.player.session if self.player else None
+        if old is not None:
+            await asyncio.to_thread(old.close)          # meanwhile the player's link may fail, or come back as another
+        visitor = self.player
+        if visitor is not None and old is not None and visitor.session is old:
+            await self._begin(visitor, (self.picture, old.prompt, old.seed))
+            visitor.say({"type": "model", "name": name, "state": "here", "share": None, "message": "it is here"})
+        elif self._orphan is not None:
             self._orphan_ends.cancel()
             session, self._orphan = self._orphan[1], None
-            return await self._end(session)
-        visitor = self.player
-        if visitor is not None and visitor.session is not None:
-            old = visitor.session
-            await asyncio.to_thread(old.close)
-            if visitor is self.player and visitor.session is old:
-                await self._begin(visitor, (visitor.picture, old.prompt, old.seed))
-                visitor.say({"type": "model", "name": name, "state": "here", "share": None, "message": "it is here"})
+            await self._end(session)
 
     def _call_places(self) -> None:
         for visitor in self.waiting:

@@ -298,7 +298,7 @@ class Session:
             way, now = Way(tuple((s, self._place(x, y)) for s, x, y in nodes), loop, speed), self._now(t)
             if id in self.points:
                 point = self.points[id]
-                again = point.way is None or not way.goes_like(point.way)
+                again = point.way is None or not way.goes_on_as(point.way)
                 point.kind, point.way, point.leaving = "path", way, False
                 point.played = 0.0 if again else point.played
                 if not self._runs:

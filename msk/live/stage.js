@@ -203,6 +203,7 @@ function mountStage(el, host) {
   let state = "connecting", greeted = false, looking = false, nextId = 1;
   let tool = "live", keep = true, gridKind = "live", spacing = 0.14, wayLoop = "once", waySpeed = 1, sliding = false;
   let over = null, rubber = null;             // the point and the place under the pointer
+  let node = null;                            // which node of the chosen path is chosen
   let cross = null, corner = null;            // the keyboard's place, and where its box began
   let draft = null;                           // a path that is being drawn: {id, nodes, clicked, clickedAt}
   let offset = Infinity, lastEcho = -Infinity, undoable = 0, redoable = 0, script = 0, prompt = null, stale = true;
@@ -264,6 +265,7 @@ function mountStage(el, host) {
       if (!held.has(p.id)) Object.assign(mine, { x: p.x, y: p.y, nodes });
     }
     for (const id of chosen) if (!points.has(id)) chosen.delete(id);
+    if (node >= (points.get(editable())?.nodes.length ?? 0)) node = null;
   }
 
   function word(m) {
@@ -444,6 +446,7 @@ function mountStage(el, host) {
       if (p.nodes && p.head !== null && runs())
         inkLabel(sheet, here, `${Math.round(p.head / p.speed * hello.fps)}`, 0, -22, true);
     }
+    if (editable() !== null) inkNodes(sheet, points.get(editable()).nodes, node);
     if (draft) inkDraft(sheet, draft.nodes, draft.clicked ? rubber || cross || spotOf(lastOf(draft.nodes)) : null);
     for (const hand of hands.values()) if (hand.box) inkHandBox(sheet, hand.box, hand.filled);
     if (corner) inkHandBox(sheet, boxOf(corner, cross), tool === "grid");
@@ -477,6 +480,7 @@ function mountStage(el, host) {
   }
 
   const chosenWays = () => [...chosen].filter((id) => points.get(id)?.nodes);
+  const editable = () => tool === "select" && chosen.size === 1 ? chosenWays()[0] ?? null : null;      // whose nodes are shown
 
   // Which settings are of use now.
   function optionsNow() {
@@ -529,6 +533,8 @@ function mountStage(el, host) {
   const boxOf = (a, b) => [Math.min(a.x, b.x), Math.min(a.y, b.y), Math.max(a.x, b.x), Math.max(a.y, b.y)].map(clamp);
   const pixelsFrom = (a, b) => Math.hypot((a.x - b.x) * screen.clientWidth, (a.y - b.y) * screen.clientHeight);
 
+  const reachOf = ({ pointerType }) => pointerType === "touch" || pointerType === "pen" ? 28 : 18;      // fingers and pens hide it
+
   function nearest(at, reach = 18) {
     let best = null;
     for (const [id, p] of points) {
@@ -544,7 +550,13 @@ function mountStage(el, host) {
     return null;
   }
 
+  function nearestNode(nodes, at, reach) {
+    const far = nodes.map((one) => pixelsFrom(spotOf(one), at)), least = Math.min(...far);
+    return least < reach ? far.indexOf(least) : null;
+  }
+
   function choose(ids, more = false) {
+    node = null;
     if (!more) chosen.clear();
     for (const id of ids) chosen.add(id);
     refresh();
@@ -687,6 +699,50 @@ function mountStage(el, host) {
     choose([id]);
   }
 
+  // One node of a way is dragged.
+  function bend(at, id, index) {
+    const [, x, y] = points.get(id).nodes[index];
+    let moved = false;
+    choose([id]);
+    node = index;
+    return { ids: [id], holds: true,
+      move(events) {
+        const now = where(lastOf(events));
+        if (!moved && pixelsFrom(now, at) < 3) return;
+        moved = true;
+        moveNode(id, index, { x: x + now.x - at.x, y: y + now.y - at.y });
+      },
+      up() { if (moved) edit(id, points.get(id).nodes, index); } };
+  }
+
+  function moveNode(id, index, place) {
+    const p = points.get(id), { x, y } = inside(place);
+    p.nodes = p.nodes.map((one, i) => i === index ? [one[0], x, y] : one);
+    if (index === 0) Object.assign(p, { x, y });
+    stale = true;
+  }
+
+  // A way with other nodes, of which this one is chosen.
+  function edit(id, nodes, index) {
+    const began = nodes[0][0];
+    lay(id, nodes.map(([t, ...place]) => [t - began, ...place]));
+    node = index;
+    stale = true;
+  }
+
+  function addNode(id, at) {
+    const { nodes } = points.get(id), t = timeNear(nodes, at.x, at.y, 0, tall()), after = nodes.findIndex((one) => one[0] > t);
+    if (after < 1 || nearestNode(nodes, at, 6) !== null) return;
+    if (nodes.length >= hello.max_nodes) return note(`A path has at most ${hello.max_nodes} nodes.`);
+    edit(id, nodes.toSpliced(after, 0, [t, at.x, at.y]), after);
+  }
+
+  function removeNode(id) {
+    const { nodes } = points.get(id);
+    if (nodes.length < 3) return note("A path has at least two nodes: with Escape, then Delete, all of it goes.");
+    edit(id, nodes.toSpliced(node, 1), null);
+  }
+
   // What is chosen of paths is sent again, with what `change(path)` makes different.
   function changeWays(change) {
     const ids = chosenWays();
@@ -742,7 +798,9 @@ function mountStage(el, host) {
 
   // What a press with this tool does: on a point, and beside it.
   function begin(event, at) {
-    let found = nearest(at, event.pointerType === "touch" ? 28 : 18);
+    const way = editable(), index = way === null || event.shiftKey ? null : nearestNode(points.get(way).nodes, at, reachOf(event) / 2);
+    if (index !== null) return bend(at, way, index);
+    let found = nearest(at, reachOf(event));
     if (found === null && tool === "select") found = nearestWay(at);        // elsewhere a line must not be in the way
     if (tool === "grid") return drawBox(event, at, true, (rectangle, large) => large ? fill(rectangle) : note(HINTS.grid));
     if (tool === "path") return draw(event, at, draft ? null : found);
@@ -783,7 +841,7 @@ function mountStage(el, host) {
       return hand.move(events && events.length ? events : [event]);
     }
     rubber = event.pointerType === "touch" ? null : inside(at);
-    over = event.pointerType === "touch" || tool === "grid" || draft ? null : nearest(at);
+    over = event.pointerType === "touch" || tool === "grid" || draft ? null : nearest(at, reachOf(event));
     stale = true;
     top.classList.toggle("over", over !== null && tool !== "path");
   }
@@ -801,6 +859,10 @@ function mountStage(el, host) {
   top.addEventListener("pointermove", move);
   for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) top.addEventListener(kind, up);
   top.addEventListener("pointerleave", () => { over = rubber = null; stale = true; });
+  top.addEventListener("dblclick", (event) => {
+    const way = editable();
+    if (way !== null && nearestWay(where(event)) === way) addNode(way, where(event));
+  });
   top.addEventListener("contextmenu", (event) => event.preventDefault());
   top.addEventListener("wheel", (event) => {
     if (tool !== "camera") return;
@@ -831,6 +893,7 @@ function mountStage(el, host) {
     },
     remove: () => {
       if (!chosen.size) return;
+      if (node !== null) return removeNode(editable());
       say({ type: "remove", ids: [...chosen] });
       for (const id of chosen) points.delete(id);
       choose([]);
@@ -849,7 +912,7 @@ function mountStage(el, host) {
   };
 
   function setTool(name) {
-    tool = name; draft = corner = null; over = null;
+    tool = name; draft = corner = node = null; over = null;
     refresh();
   }
 
@@ -888,6 +951,11 @@ function mountStage(el, host) {
       cross = inside(cross ? { x: cross.x + x, y: cross.y + y } : { x: 0.5, y: 0.5 });
       return;
     }
+    if (node !== null) {
+      const id = editable(), [, nx, ny] = points.get(id).nodes[node];
+      moveNode(id, node, { x: nx + x, y: ny + y });
+      return edit(id, points.get(id).nodes, node);
+    }
     const t = performance.now(), ids = [...chosen].filter((id) => points.has(id));
     say({ type: "grab", ids, t });
     for (const id of ids) { const p = points.get(id); putPoint(id, { x: p.x + x, y: p.y + y }, t + 1); }
@@ -918,7 +986,9 @@ function mountStage(el, host) {
   }
 
   function escape() {
-    if (draft) { draft = null; } else { chosen.clear(); cross = corner = null; }
+    if (draft) draft = null;
+    else if (node !== null) node = null;
+    else { chosen.clear(); cross = corner = null; }
     $(".help").classList.remove("on");
   }
 
@@ -966,6 +1036,7 @@ function mountStage(el, host) {
     get current() { return current; },
     get tool() { return tool; },
     get draft() { return draft; },
+    get node() { return node; },
     get cross() { return cross; },
     say,
     get prompt() { return prompt; },
