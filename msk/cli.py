@@ -148,7 +148,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--frames", type=whole,
                           help="of hands' long play (ten chunks), of real's clips (45), of drift in ablations (900)")
     evaluate.add_argument("--strips", metavar="DIR", help="a film strip for each case, or file, of hands, text and real")
-    evaluate.add_argument("--whole", action="store_true", help="hands take hold of whole things, and the rest is held still")
+    evaluate.add_argument("--whole", action="store_true",
+                          help="hands, and drags of pictures (real), take hold of whole things; the rest is held still")
     evaluate.add_argument("--charts", metavar="DIR", help="a chart for each case of the suite ablations")
     evaluate.add_argument("--level", default="calm", choices=["calm", "full"], help="how wild the drawn world is")
     evaluate.add_argument("--json", metavar="F", help="write the figures there too")
@@ -343,15 +344,15 @@ def run_eval(args) -> None:
     both = dict(json_path=args.json, level=args.level, device=args.device)
     played = ("hands", "ablations")
     for option, suites in (("frames", (*played, "real")), ("cases", ("world", *played)),
-                           ("strips", ("hands", "text", "real")), ("charts", played[1:]), ("whole", played[:1])):
+                           ("strips", ("hands", "text", "real")), ("charts", played[1:]), ("whole", ("hands", "real"))):
         if getattr(args, option) and args.suite not in suites:
             raise ValueError(f"--{option} is for --suite {' and '.join(suites)}, and {args.suite} has none: leave it out")
     if bool(args.material) != (args.suite == "real"):
         raise ValueError("--suite real and --material DIR, a folder of videos and pictures, go together: give both, or none")
     some = dict(cases=tuple(args.cases)) if args.cases else {}
     if args.suite == "real":
-        real.run(args.material, args.model, args.clips, args.json, frames=args.frames or 45, strips=args.strips,
-                 device=args.device)
+        real.run(args.material, args.model, args.clips, args.json, frames=args.frames or 45, whole=args.whole,
+                 strips=args.strips, device=args.device)
     elif args.suite == "hands":
         hands.run(args.model, args.clips or 8, long=args.frames, strips=args.strips, whole=args.whole, **some, **both)
     elif args.suite == "ablations":
