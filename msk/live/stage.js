@@ -725,11 +725,12 @@ function mountStage(el, host) {
         moved = true;
         moveNode(id, index, { x: x + now.x - at.x, y: y + now.y - at.y });
       },
-      up() { if (moved) edit(id, points.get(id).nodes, index); } };
+      up() { if (moved && points.get(id)?.nodes) edit(id, points.get(id).nodes, index); } };
   }
 
   function moveNode(id, index, place) {
     const p = points.get(id), { x, y } = inside(place);
+    if (!p?.nodes) return;                                              // it was taken back meanwhile
     p.nodes = p.nodes.map((one, i) => i === index ? [one[0], x, y] : one);
     if (index === 0) Object.assign(p, { x, y });
     stale = true;
@@ -811,7 +812,7 @@ function mountStage(el, host) {
 
   // What a press with this tool does: on a point, and beside it.
   function begin(event, at) {
-    const way = editable(), index = way === null || event.shiftKey ? null : nearestNode(points.get(way).nodes, at, reachOf(event) / 2);
+    const way = event.shiftKey ? null : editable(), index = way === null ? null : nearestNode(points.get(way).nodes, at, reachOf(event) / 2);
     if (index !== null) return bend(at, way, index);
     let found = nearest(at, reachOf(event));
     if (found === null && tool === "select") found = nearestWay(at);        // elsewhere a line must not be in the way
