@@ -489,7 +489,7 @@ def test_a_move_of_the_camera_is_told_as_a_deed(play):
     assert [e["undo"] for e in session.events if e["type"] == "state"][-1] == 1
 
 
-def test_a_path_whose_speed_alone_changes_goes_on_where_it_is(play):
+def test_a_path_that_is_set_or_bent_goes_on_where_it_is(play):
     """What a page sends back was rounded on its way there: still the same way, also after it was dragged."""
     session = play()
     session.path(1, [(0, 0.1, 0.1), (1.23, 0.51234, 0.4), (4, 0.9, 0.5)])
@@ -502,7 +502,9 @@ def test_a_path_whose_speed_alone_changes_goes_on_where_it_is(play):
     told = session.describe()["points"][0]
     session.path(1, [tuple(node) for node in told["nodes"]], "loop", 2.0)
     assert point.way.speed == 2.0 and point.played > 0.3
-    session.path(1, [(0, 0.1, 0.1), (4, 0.9, 0.5)])
+    session.path(1, [(0, 0.1, 0.1), (2, 0.3, 0.7), (4, 0.9, 0.5)])
+    assert point.played > 0.3
+    session.path(1, [(0, 0.1, 0.1), (3.9, 0.9, 0.5)])                       # another: it lasts otherwise
     assert point.played < 0.3
 
 
