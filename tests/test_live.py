@@ -878,7 +878,8 @@ def test_a_page_that_came_back_or_is_away_gets_the_other_model_as_well(served, t
 
 
 @pytest.mark.parametrize("error, says", [(ConnectionError("it could not be fetched from the hub: check the network"),
-                                          "check the network"), (torch.OutOfMemoryError("CUDA out of memory"), "memory")])
+                                          "check the network"),
+                                         (torch.OutOfMemoryError("CUDA out of memory"), "--model wide")])
 def test_a_model_that_cannot_be_had_leaves_the_old_one_playing(served, error, says):
     def load(name, step):
         raise error

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import torch
+
 from ..models import Offer
 from ..weights import coming, first_line
 from .protocol import ProtocolError
@@ -49,8 +51,10 @@ class Choice:
             return scene
         except Exception as error:
             log.exception("a model could not be loaded")
+            full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            why = f"the memory cannot hold both, begin with it: --model {name}" if full else first_line(error, 400)
             tell({"type": "model", "name": name, "state": "failed", "share": None,
-                  "message": f"{offer.label} could not be loaded, the old model goes on: {first_line(error, 400)}"})
+                  "message": f"{offer.label} could not be loaded, the old model goes on: {why}"})
             return None
         finally:
             self.loading = ""
