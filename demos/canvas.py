@@ -1,23 +1,29 @@
 """The live canvas: a starting picture, a prompt, points that are dragged while the video plays."""
 import argparse
+import functools
 import itertools
 import os
 import threading
 import webbrowser
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import msk
-from msk.live.server import Lobby, Pictures
+from msk.kit import names
+from msk.live.choose import Choice
+from msk.live.server import LOOPBACK, Lobby, Pictures
 from msk.live.session import Session
 from msk.live.widget import STAGE_JS, knowing
+from msk.models import offer
 from msk.picture import fitted, read_picture
 
 GALLERY = 12                                    # starting pictures from the world's held-out seeds
 RECORDINGS = "recordings"
 MAX_UPLOAD = 25 * 1024 ** 2                     # bytes of one picture
+LARGE = 1280                                    # pixels: no model makes frames that are wider or taller
 
 # The page's token comes with the sink's value when the page loads; later values are pictures to open and prompts to follow.
 WIRE_JS = """
@@ -27,6 +33,7 @@ const order = () => {
   const box = document.querySelector("#msk-stage .msk-host");
   if (!box) return void setTimeout(order, 50);
   if (!box.mskStage) {
+    box.addEventListener("msk-model", () => trigger("apply"));
     box.addEventListener("msk-prompt", ({ detail }) => {
       const field = document.querySelector("#msk-prompt textarea");
       if (!field || field.value === detail) return;
@@ -61,6 +68,7 @@ CSS = """
 footer { display: none !important; }
 """
 
+CHOOSE = "let who plays change the model: to any, or to these (names or folders); to any where the page is not shared"
 HOW = ("**Press on a thing and drag it**: the video follows your hand while it plays. **Shift-click** pins a spot in place. "
        "**Enter** starts and ends, **Space** pauses, **W A S D** move the camera, **Ctrl Z** takes back, **?** lists all.")
 
@@ -75,11 +83,27 @@ def example_pictures(geometry, count: int = GALLERY) -> list[tuple]:
     return [(Image.fromarray(frame), caption) for frame, caption in zip(frames, clip.captions)]
 
 
+@dataclass
+class Scene:
+    """What plays: a model, and the pictures to start from, (PIL image, caption) pairs."""
+    kit: object
+    pictures: list[tuple]
+    open_stream: Callable
+    session_options: dict
+
+    def new_session(self) -> Session:
+        return Session(self.open_stream, self.kit.geometry, name=self.kit.name, **self.session_options)
+
+    def thumbnails(self) -> list:
+        return [fitted(image, self.kit.geometry) for image, _ in self.pictures]
+
+
 def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None = None,
-          folder: str | Path | None = RECORDINGS, **session_options):
+          folder: str | Path | None = RECORDINGS, models: list[str] = (), load: Callable = msk.load, **session_options):
     """The page and its lobby: (gr.Blocks, Lobby). `pictures` are (PIL image, caption) pairs; the first is open at the start.
 
-    `open_stream(prompt, image, seed)` may give another environment than the kit's own msk.Stream.
+    `open_stream(prompt, image, seed)` may give another environment than the kit's own msk.Stream. `models` are those that
+    who plays may choose from, as `load(name)` takes them, this one first; a choice spends this machine's disk and memory.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
@@ -87,19 +111,27 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
         import websockets  # noqa: F401  without it the server answers no WebSocket
     except ImportError:
         raise ImportError('the live canvas needs gradio and websockets: pip install "msk[demo]"') from None
-    geometry = kit.geometry
-    pictures = pictures or example_pictures(geometry)
-    open_stream = open_stream or (lambda prompt, image, seed: msk.Stream(kit, prompt, image, seed=seed))
-    session_options = knowing(kit) | session_options
 
-    def new_session() -> Session:
-        return Session(open_stream, geometry, name=kit.name, folder=folder, **session_options)
+    def scene_of(kit, open_stream=None) -> Scene:
+        shown = [(read_picture(image), caption) for image, caption in pictures or example_pictures(kit.geometry)]
+        return Scene(kit, shown, open_stream or (lambda prompt, image, seed: msk.Stream(kit, prompt, image, seed=seed)),
+                     knowing(kit) | session_options | {"folder": folder})
 
-    shelf = Pictures()
-    shown = [(fitted(read_picture(image), geometry), caption) for image, caption in pictures]
-    for i, (image, _) in enumerate(shown):
+    def change(name: str, step: Callable[[str], None]) -> Scene:
+        nonlocal scene
+        step("reading its weights")
+        kit = load(name)
+        step("making its first frames, which are the slowest")
+        warm_up(kit)
+        scene = scene_of(kit)
+        return scene
+
+    scene, shelf = scene_of(kit, open_stream), Pictures()
+    for i, (image, _) in enumerate(scene.pictures):
         shelf.keep(f"start-{i}", image)
-    lobby = Lobby(new_session, shelf, first=("start-0", shown[0][1], 0), folder=folder)
+    offers = [offer(name, getattr(kit, "device", None)) for name in models]
+    lobby = Lobby(scene.new_session, shelf, first=("start-0", scene.pictures[0][1], 0), folder=folder,
+                  choice=Choice(offers, change) if offers else None)
     turns = itertools.count()
 
     def wish(image: str, prompt: str, seed) -> dict:
@@ -114,12 +146,14 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
         return {"turn": next(turns), "token": lobby.tokens.issue()}
 
     def pick(seed, event: gr.SelectData):
-        image, caption = f"start-{event.index}", shown[event.index][1]
+        image, caption = f"start-{event.index}", scene.pictures[event.index][1]
         return image, caption, wish(image, caption, seed)
 
     def take_upload(file: str, prompt: str, seed):
         try:
-            image = shelf.upload(fitted(read_picture(file, MAX_UPLOAD), geometry))
+            picture = read_picture(file, MAX_UPLOAD)
+            picture.thumbnail((LARGE, LARGE))
+            image = shelf.upload(picture)
         except (ValueError, OSError) as error:
             raise gr.Error(str(error), print_exception=False) from None
         return image, wish(image, prompt, seed)
@@ -135,14 +169,16 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
                         elem_id="msk-stage", apply_default_css=False)
                 gr.Markdown(HOW, elem_id="msk-how")
             with gr.Column(scale=2, min_width=300):
-                gallery = gr.Gallery([image for image, _ in shown], label="Start from", columns=4, allow_preview=False,
+                gallery = gr.Gallery(lambda: scene.thumbnails(), label="Start from", columns=4, allow_preview=False,
                                      selected_index=0, object_fit="cover", height="auto", elem_id="msk-gallery", buttons=[])
                 upload = gr.UploadButton("Your own picture", file_types=["image"], type="filepath", size="sm")
-                prompt = gr.Textbox(shown[0][1], label="Prompt", lines=1, max_lines=3, max_length=1000, elem_id="msk-prompt",
-                                    info="What no point can say; Enter applies it, from the next chunk on")
+                prompt = gr.Textbox(scene.pictures[0][1], label="Prompt", lines=1, max_lines=3, max_length=1000,
+                                    info="What no point can say; Enter applies it, from the next chunk on",
+                                    elem_id="msk-prompt")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2 ** 31 - 1)
 
         gallery.select(pick, [seed], [current, prompt, sink], show_progress="hidden", api_visibility="private")
+        sink.apply(lambda: scene.thumbnails(), None, [gallery], show_progress="hidden", api_visibility="private")
         upload.upload(take_upload, [upload, prompt, seed], [current, sink], show_progress="hidden", api_visibility="private")
         seed.submit(wish, [current, prompt, seed], [sink], show_progress="hidden", api_visibility="private")
         prompt.submit(follow, [prompt], [sink], show_progress="hidden", api_visibility="private")
@@ -154,7 +190,7 @@ def launch(kit, host: str = "127.0.0.1", port: int = 7860, share: bool = False, 
     """Serve the canvas, beyond this machine only with `host` or `share`; gives (page, lobby, url), now unless `block`."""
     import gradio as gr
     page, lobby = page_and_lobby or build(kit, **build_options)
-    if host not in ("127.0.0.1", "localhost", "::1"):
+    if host not in LOOPBACK:
         lobby.hosts = None
     elif share:
         lobby.hosts = None                      # the tunnel's name is not known yet; token and Origin still hold
@@ -185,7 +221,8 @@ def warm_up(kit) -> None:
 
 
 def main(argv: list[str] | None = None, *, model: str = "tiny", device: str | None = None, host: str = "127.0.0.1",
-         port: int | None = None, share: bool = False, auth=None, open_browser: bool | None = None) -> None:
+         port: int | None = None, share: bool = False, auth=None, open_browser: bool | None = None,
+         choose: list[str] | None = None) -> None:
     """Load a model and serve it: from `msk demo`, or as `python -m demos.canvas`."""
     quiet = os.environ.get("NO_BROWSER", "0") not in ("", "0")
     parser = argparse.ArgumentParser(prog="python -m demos.canvas", description=__doc__)
@@ -196,13 +233,18 @@ def main(argv: list[str] | None = None, *, model: str = "tiny", device: str | No
     parser.add_argument("--share", action="store_true", default=share)
     parser.add_argument("--auth", metavar="NAME:PASSWORD", default=auth)
     parser.add_argument("--no-browser", action="store_true", default=quiet if open_browser is None else not open_browser)
+    parser.add_argument("--choose", metavar="MODEL", nargs="*", default=choose, help=CHOOSE)
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="of the model on a CPU")
     args = parser.parse_args([] if argv is None else argv)
     torch.set_num_threads(args.threads)
     kit = msk.load(args.model, device=args.device)
     threading.Thread(target=warm_up, args=(kit,), daemon=True).start()
+    alone = args.host in LOOPBACK and not args.share        # others may not spend this machine's disk and memory unasked
+    offered = args.choose or (names() if alone or args.choose is not None else [])
+    offered = [args.model, *(name for name in offered if name != args.model)] if offered else []
     login = tuple(args.auth.split(":", 1)) if isinstance(args.auth, str) else args.auth
-    launch(kit, args.host, args.port, args.share, login, open_browser=not args.no_browser)
+    launch(kit, args.host, args.port, args.share, login, open_browser=not args.no_browser, models=offered,
+           load=functools.partial(msk.load, device=args.device))
 
 
 if __name__ == "__main__":

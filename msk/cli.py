@@ -88,6 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--port", type=port, default=os.environ.get("PORT") or "7860", help="of the page")
     demo.add_argument("--share", action="store_true", help="a public link through Gradio")
     demo.add_argument("--auth", metavar="NAME:PASSWORD", type=login, help="ask visitors for it")
+    demo.add_argument("--choose", metavar="NAME", nargs="*", help="let who plays change the model, to any or to these: a "
+                      "preset's name or a folder; to any where the page is not shared")
     demo.add_argument("--no-browser", action="store_true", default=os.environ.get("NO_BROWSER", "0") not in ("", "0"),
                       help="only serve the page")
 
@@ -216,7 +218,8 @@ def run_demo(args) -> None:
             raise ValueError(f"{args.host} port {args.port} cannot be had ({error.strerror or error}): "
                              "ask for another with --port") from error
     demo("canvas").main(["--threads", str(args.threads)] if args.threads else None, model=args.model, device=args.device,
-                        host=args.host, port=args.port, share=args.share, auth=args.auth, open_browser=not args.no_browser)
+                        host=args.host, port=args.port, share=args.share, auth=args.auth, open_browser=not args.no_browser,
+                        choose=args.choose)
 
 
 def demo(name: str):

@@ -1,9 +1,11 @@
 """Every preset at a glance: how big, whose licence, what it takes to run it."""
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,8 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import PRESETS, Preset, TextConfig
 from .dit import Block
 from .doctor import UMT5_GIB, count
+from .kit import assets, device_of, is_kit
 from .motion import TrackHead
 from .tinyvae import TinyVAE
+from .wan import SOURCES
 
 WAN_VAE_GIB = {16: 0.5, 48: 2.8}        # the full autoencoder in float32, by latent channels
 CLIP_GIB = 2.4                          # ViT-H/14 in float32
@@ -45,6 +49,47 @@ class Card:
             return "CPU"
         fits = [size for size in GPUS if self.memory_gib * 2**30 <= SPARE * size * 1e9]
         return f"GPU {fits[0]} GB" if fits else f"GPU > {GPUS[-1]} GB"
+
+    @property
+    def size(self) -> str:
+        """Of its parameters, in words."""
+        return f"{self.parameters / 1e9:.2f} B" if self.parameters > 1e9 else f"{self.parameters / 1e6:.1f} M"
+
+    def obstacle(self, device=None) -> str:
+        """Why this machine cannot run it, in half a sentence; "" if it can."""
+        device = device_of(device)
+        if not self.gpu:
+            return ""
+        if device.type != "cuda":
+            return f"it needs a {self.runs_on.replace('GPU', 'GPU of')}, and here is none"
+        there = torch.cuda.get_device_properties(device).total_memory
+        if self.memory_gib * 2**30 > SPARE * there:
+            return f"it needs {self.memory_gib:.1f} GiB while streaming, and this GPU has {there / 2**30:.1f}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model to choose from a list, as `load` takes it; `why_not`: what stands against it here, or ""."""
+    name: str
+    label: str
+    needs: str
+    why_not: str
+
+
+def offer(name: str, device=None) -> Offer:
+    """What a preset, a kit of the package or a folder asks of this machine. Nothing is loaded."""
+    folder = next((folder for folder in (Path(name), assets() / name) if is_kit(folder)), None)
+    if folder is None and name not in PRESETS:
+        return Offer(name, Path(name).name, "weights of yours", "")
+    c = card(Preset.from_dict(json.loads((folder / "config.json").read_text())) if folder else PRESETS[name])
+    licence = "no licence is stated" if c.licence == "unstated" else c.licence
+    disk = "" if folder else f"{c.disk_gib:.1f} GiB on disk, "
+    memory = f"{c.memory_gib:.1f} GiB" if c.memory_gib > 0.1 else f"{1024 * c.memory_gib:.0f} MiB"
+    needs = f"{c.size} parameters, {memory} while streaming, {disk}{c.runs_on}, {licence}"
+    public = folder or (name, "student") in SOURCES
+    return Offer(name, folder.name if folder else name, needs,
+                 c.obstacle(device) if public else "no student of it is public: give the folder of yours with --model")
 
 
 def card(preset: Preset) -> Card:
@@ -101,7 +146,6 @@ def table() -> str:
     for preset in PRESETS.values():
         c = card(preset)
         licence = "! unstated" if c.licence == "unstated" else c.licence
-        size = f"{c.parameters / 1e9:.2f} B" if c.parameters > 1e9 else f"{c.parameters / 1e6:.1f} M"
-        lines.append(f"{c.name:<20}{size:>12}{c.memory_gib:>6.1f} GiB{c.disk_gib:>6.1f} GiB  {licence:<14}"
+        lines.append(f"{c.name:<20}{c.size:>12}{c.memory_gib:>6.1f} GiB{c.disk_gib:>6.1f} GiB  {licence:<14}"
                      f"{c.runs_on:<12}{c.repo or ('a folder of yours' if c.gpu else 'this package')}")
     return "\n".join([*lines, "", FOOTNOTES])

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -81,15 +82,38 @@ def fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
         else:
             make_sure_of_room(repo, sum(file.size or 0 for file in files) - sum(begun(repo, file) for file in files))
     try:
-        if not offline:
-            for file in files:
-                if getattr(file, "lfs", None):
-                    go_on(repo, commit, file)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=offline))
+        with _announced(repo, [] if offline else files):
+            if not offline:
+                for file in files:
+                    if getattr(file, "lfs", None):
+                        go_on(repo, commit, file)
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except Exception as error:
         why = f"is not in {constants.HF_HUB_CACHE}, and {why}" if offline else (
             f"could not be fetched ({first_line(error)}): ask again to go on where it stopped")
         raise ConnectionError(f"{at} {why}, or give the path of a folder that holds it") from error
+
+
+_coming: list[tuple[str, list]] = []            # repositories that are being fetched, and what they lacked
+
+
+@contextmanager
+def _announced(repo: str, files: list):
+    _coming.append(entry := (repo, files))
+    try:
+        yield
+    finally:
+        _coming.remove(entry)
+
+
+def coming() -> tuple[str, int, int] | None:
+    """Of what is being fetched now, by any thread: repository, bytes that are here, bytes in all. None: nothing is."""
+    def here(repo: str, file) -> int:
+        large = getattr(file, "lfs", None)
+        return file.size if large and _part(repo, file).with_suffix("").exists() else begun(repo, file)
+    for repo, files in [entry for entry in _coming if entry[1]]:
+        return repo, sum(here(repo, file) for file in files), sum(file.size or 0 for file in files)
+    return None
 
 
 def _kept(repo: str) -> Path:
@@ -167,5 +191,5 @@ def make_sure_of_room(repo: str, size: int) -> None:
     print(f"fetching {size / 1e9:.1f} GB of {repo} into {place} ({free / 1e9:.0f} GB free)", file=sys.stderr)
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def first_line(error: BaseException, most: int = 160) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

@@ -3,9 +3,12 @@ import io
 import json
 import shutil
 import socket as sockets
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.pages import exact
@@ -313,6 +316,56 @@ def test_a_login_guards_the_stage_too(browser, tmp_path):
         stage.state("ready").wait("stage.current").page.keyboard.press("Enter")
         stage.wait("stage.current.index > 3")
         stage.page.close()
+    finally:
+        lobby.close()
+        page.close(verbose=False)
+
+
+def test_another_model_is_chosen_on_the_page_and_played(browser, tmp_path):
+    """From the exact environment to a real kit in a folder of one's own, of another shape; with one that cannot be had."""
+    import msk
+    from msk.config import PRESETS
+    toy, go = PRESETS["toy"], threading.Event()
+    tall, wide = toy.geometry.height, 2 * toy.geometry.height
+    mine = str(msk.Kit.random(replace(toy, geometry=replace(toy.geometry, width=wide))).save(tmp_path / "mine"))
+
+    def load(name):
+        if name == "gone":
+            raise ConnectionError("gone could not be fetched from the hub: check the network and the name")
+        assert go.wait(60)
+        return msk.load(name, device="cpu")
+    models = ["exact", "gone", mine, "wantrack-1.3b"]
+    page, lobby, url = serve("exact", free_port(), folder=tmp_path, models=models, load=load)
+    try:
+        stage = Stage(browser, url).state("ready").wait("stage.current")
+        chooser, button, told = (stage.page.locator(f".msk-host .models {part}") for part in ("select", "button", ".told"))
+        assert chooser.locator("option").all_inner_texts()[:3] == ["exact", "gone", "mine"] and button.is_disabled()
+        stage.page.keyboard.press("Enter")
+        chooser.select_option("wantrack-1.3b")
+        if not torch.cuda.is_available():
+            assert button.is_disabled() and "it needs a GPU of 16 GB, and here is none" in told.inner_text()
+        assert "1.56 B parameters" in told.inner_text() and "no licence is stated" in told.inner_text()
+        chooser.select_option("gone")
+        button.click()
+        stage.page.get_by_text("gone could not be loaded, the old model goes on").wait_for()
+        chooser.select_option(mine)
+        assert "parameters" in told.inner_text()
+        button.click()
+        stage.page.locator(".msk-host progress").wait_for()
+        now = stage.ask("stage.current.index")
+        stage.wait(f"stage.current.index > {now + 24}")                     # the old one plays on
+        go.set()
+        stage.wait(f"stage.hello.width === {wide} && stage.state === 'ready' && stage.current.still")
+        assert chooser.input_value() == mine and button.is_disabled() and not stage.page.locator("progress").is_visible()
+        box = stage.steady().page.locator(".msk-host .screen").bounding_box()
+        assert box["width"] / box["height"] == pytest.approx(2, abs=0.02)
+        stage.page.wait_for_function("() => { const one = document.querySelector('#msk-gallery img'); "
+                                     "return one.naturalWidth === 2 * one.naturalHeight; }")
+        stage.drag((0.3, 0.5), (0.6, 0.5))
+        stage.wait("stage.current.index > 12 && stage.current.marks.length === 1")
+        assert stage.frames(1)[0][2].shape == (tall, wide, 3)
+        stage.page.close()
+        assert stage.complaints == []
     finally:
         lobby.close()
         page.close(verbose=False)

@@ -235,9 +235,24 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys):
 def test_the_canvas_is_found_and_handed_what_was_asked(monkeypatch):
     asked = {}
     monkeypatch.setattr(cli, "demo", lambda name: SimpleNamespace(main=lambda argv, **how: asked.update(how, argv=argv)))
-    assert run("demo", "--port", 8517, "--no-browser", "--threads", 1, "--auth", "me:secret") == 0
+    assert run("demo", "--port", 8517, "--no-browser", "--threads", 1, "--auth", "me:secret", "--choose", "tiny") == 0
     assert asked["port"] == 8517 and asked["open_browser"] is False and asked["auth"] == ("me", "secret")
-    assert asked["argv"] == ["--threads", "1"] and asked["model"] == "tiny"
+    assert asked["argv"] == ["--threads", "1"] and asked["model"] == "tiny" and asked["choose"] == ["tiny"]
+
+
+@pytest.mark.parametrize("order, offers", [([], True), (["--share"], False), (["--host", "0.0.0.0"], False),
+                                           (["--share", "--choose"], True),
+                                           (["--share", "--choose", "mine"], ["tiny", "mine"])])
+def test_models_are_offered_where_they_spend_nobody_elses_disk(monkeypatch, order, offers):
+    canvas, asked = cli.demo("canvas"), {}
+    monkeypatch.setattr(canvas, "launch", lambda *_, **how: asked.update(how))
+    monkeypatch.setattr(canvas, "warm_up", lambda kit: None)
+    monkeypatch.setattr(canvas.msk, "load", lambda name, device: SimpleNamespace(name=name))
+    monkeypatch.setattr(canvas.torch, "set_num_threads", lambda count: None)
+    canvas.main(["--no-browser", *order])
+    models = asked["models"]
+    assert models == offers if isinstance(offers, list) else bool(models) is offers
+    assert not models or models[0] == "tiny"                                # the one that plays
 
 
 def test_training_is_handed_what_was_asked(monkeypatch, capsys):

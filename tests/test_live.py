@@ -8,18 +8,23 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from msk.config import Geometry
 from msk.live import protocol
+from msk.live.choose import Choice
 from msk.live.follow import MAX_TRAIL, Follow, Follower
 from msk.live.pace import Pace
 from msk.live.protocol import ProtocolError, Sample
 from msk.live.record import Take, parse_session, read_session, recover
 from msk.live.server import LADDER, Link, Lobby, Pictures, Tokens
 from msk.live.session import Clock, Session
+from msk.models import Offer
 from tests.pages import exact
 
 W = exact.GEOMETRY.width
@@ -484,7 +489,7 @@ def test_a_move_of_the_camera_is_told_as_a_deed(play):
     assert [e["undo"] for e in session.events if e["type"] == "state"][-1] == 1
 
 
-def test_a_path_whose_speed_alone_changes_goes_on_where_it_is(play):
+def test_a_path_that_is_set_or_bent_goes_on_where_it_is(play):
     """What a page sends back was rounded on its way there: still the same way, also after it was dragged."""
     session = play()
     session.path(1, [(0, 0.1, 0.1), (1.23, 0.51234, 0.4), (4, 0.9, 0.5)])
@@ -497,7 +502,9 @@ def test_a_path_whose_speed_alone_changes_goes_on_where_it_is(play):
     told = session.describe()["points"][0]
     session.path(1, [tuple(node) for node in told["nodes"]], "loop", 2.0)
     assert point.way.speed == 2.0 and point.played > 0.3
-    session.path(1, [(0, 0.1, 0.1), (4, 0.9, 0.5)])
+    session.path(1, [(0, 0.1, 0.1), (2, 0.3, 0.7), (4, 0.9, 0.5)])
+    assert point.played > 0.3
+    session.path(1, [(0, 0.1, 0.1), (3.9, 0.9, 0.5)])                       # another: it lasts otherwise
     assert point.played < 0.3
 
 
@@ -754,7 +761,6 @@ def test_a_page_that_is_not_ours_is_not_let_in(served, how):
 
 
 def test_a_local_server_answers_to_local_names_only():
-    from types import SimpleNamespace
     lobby = Lobby(None)
 
     def why(host):
@@ -783,6 +789,112 @@ def test_whatever_a_client_sends_the_server_lives(served):
             assert (await wait_for(socket, is_type("pong")))["t"] == 5
             await send(socket, type="start")
             await wait_for(socket, is_frame)
+    asyncio.run(client())
+
+
+def wide(name, folder):
+    """Another model, twice as wide: (how its sessions begin, its pictures)."""
+    kit = exact.exact_kit(Geometry(96, 192, fps=24))
+
+    def open_stream(prompt, image, seed):
+        return exact.ExactStream(kit, prompt, image, seed=seed, cost=0.01)
+    return SimpleNamespace(new_session=lambda: Session(open_stream, kit.geometry, name=name, folder=folder),
+                           pictures=[(exact.picture(kit.geometry), "a wide sea")])
+
+
+def offers(*names):
+    return [Offer(name, name, "little", "it needs a GPU, and here is none" if name == "large" else "") for name in names]
+
+
+def test_another_model_is_loaded_while_the_old_one_plays(served, tmp_path):
+    go = threading.Event()
+
+    def load(name, step):
+        step("reading its weights")
+        assert go.wait(20)
+        return wide(name, tmp_path)
+    served.choice = Choice(offers("exact", "wide", "large"), load)
+
+    async def client():
+        async with knock(served) as socket, knock(served) as other:
+            hello = await wait_for(socket, is_type("hello"))
+            assert [offer["label"] for offer in hello["models"]] == ["exact", "wide", "large"]
+            assert hello["playing"] == "exact"
+            await wait_for(socket, is_state("ready"))
+            await wait_for(other, is_type("queue"))
+            await send(socket, type="start")
+            for name, why in (("large", "large cannot be played here: it needs a GPU"), ("exact", "playing already"),
+                              ("../etc", "there is no model '../etc'")):
+                await send(socket, type="model", name=name)
+                assert why in (await wait_for(socket, is_type("error")))["message"]
+            await send(other, type="model", name="wide")                    # those in line are told their place
+            await wait_for(other, is_type("queue"))
+            assert served.choice.loading == ""
+            await send(socket, type="model", name="wide")
+            word = await wait_for(socket, lambda m: m.get("type") == "model" and "reading" in m["message"])
+            assert (word["state"], word["share"]) == ("loading", None)
+            await send(socket, type="model", name="wide")
+            assert "wide is being loaded" in (await wait_for(socket, is_type("error")))["message"]
+            now = (await wait_for(socket, is_frame))["index"]
+            await wait_for(socket, lambda m: is_frame(m) and m["index"] > now + 12)         # it plays on
+            go.set()
+            hello = await wait_for(socket, is_type("hello"))
+            assert (hello["width"], hello["model"], hello["playing"]) == (192, "wide", "wide")
+            state = await wait_for(socket, is_state("ready"))
+            assert state["prompt"] == "a red ball"                          # which stays, with its picture
+            assert (await wait_for(socket, is_type("model")))["state"] == "here"
+            await send(socket, type="start")
+            frame = await wait_for(socket, is_frame)
+            assert Image.open(io.BytesIO(frame["jpeg"])).size == (192, 96)
+        async with knock(served) as later:
+            assert (await wait_for(later, is_type("hello")))["model"] == "wide"
+    asyncio.run(client())
+
+
+def test_a_page_that_came_back_or_is_away_gets_the_other_model_as_well(served, tmp_path):
+    async def client():
+        async with knock(served) as socket:
+            hello = await wait_for(socket, is_type("hello"))
+            await wait_for(socket, is_state("ready"))
+            socket.transport.abort()
+        async with knock(served, resume=hello["session"]) as socket:
+            await wait_for(socket, is_state("ready"))
+            served.choice = Choice(offers("exact", "wide"), lambda name, step: wide(name, tmp_path))
+            await send(socket, type="model", name="wide")
+            assert (hello := await wait_for(socket, is_type("hello")))["model"] == "wide"
+            assert (await wait_for(socket, is_state("ready")))["prompt"] == "a red ball"
+            go = threading.Event()
+            served.choice = Choice(offers("wide", "wider"), lambda name, step: go.wait(20) and wide(name, tmp_path))
+            await send(socket, type="model", name="wider")
+            await wait_for(socket, is_type("model"))
+            served.grace = 60
+            socket.transport.abort()
+        until(lambda: served._orphan is not None)
+        go.set()
+        async with knock(served, resume=hello["session"]) as socket:
+            hello = await wait_for(socket, lambda m: m.get("type") == "hello" and m["model"] == "wider")
+            await wait_for(socket, is_state("ready"))
+    asyncio.run(client())
+
+
+@pytest.mark.parametrize("error, says", [(ConnectionError("it could not be fetched from the hub: check the network"),
+                                          "check the network"),
+                                         (torch.OutOfMemoryError("CUDA out of memory"), "--model wide")])
+def test_a_model_that_cannot_be_had_leaves_the_old_one_playing(served, error, says):
+    def load(name, step):
+        raise error
+    served.choice = Choice(offers("exact", "wide"), load)
+
+    async def client():
+        async with knock(served) as socket:
+            await wait_for(socket, is_state("ready"))
+            await send(socket, type="start")
+            await send(socket, type="model", name="wide")
+            word = await wait_for(socket, lambda m: m.get("type") == "model" and m["state"] == "failed")
+            assert says in word["message"] and "wide could not be loaded, the old model goes on" in word["message"]
+            now = (await wait_for(socket, is_frame))["index"]
+            await wait_for(socket, lambda m: is_frame(m) and m["index"] > now + 24)
+            assert served.player.session.name == "exact" and served.choice.playing == "exact"
     asyncio.run(client())
 
 
@@ -848,7 +960,7 @@ def test_a_notebook_pulls_what_a_page_gets_pushed(play, tmp_path):
     from msk.live.widget import Pulled
     session = play(folder=tmp_path)
     pulled = Pulled(session)
-    answer, frames = pulled.answer({"type": "pull"}, [])
+    answer, frames = pulled.answer({"type": "pull", "fresh": True}, [])
     assert [w["type"] for w in answer["words"][:2]] == ["hello", "state"] and protocol.read_frame(frames[0])["still"]
     words = [{"type": "add", "id": 1, "kind": "live", "x": exact.BALL_AT[0] / W, "y": 0.5, "t": 0}, {"type": "start"},
              {"type": "grab", "ids": [1], "t": 1}, {"type": "fly"}]

@@ -5,7 +5,7 @@ import torch
 from msk.cli import main
 from msk.config import PRESETS
 from msk.kit import Kit
-from msk.models import Card, card, flops, toy
+from msk.models import Card, card, flops, offer, toy
 from msk.stream import Stream
 
 
@@ -23,6 +23,25 @@ def test_a_card_that_is_sold_as_large_enough_is_not_always():
     of = lambda gib: Card("a", 1, gib, 1.0, "MIT", True, "").runs_on
     assert [of(gib) for gib in (6.1, 12.6, 12.8, 60, 200)] == ["GPU 16 GB", "GPU 16 GB", "GPU 24 GB", "GPU 80 GB",
                                                                "GPU > 141 GB"]
+
+
+def test_an_offer_says_what_a_model_needs_and_what_stands_against_it(tmp_path, monkeypatch):
+    tiny, large, teacher = (offer(name, "cpu") for name in ("tiny", "wantrack-1.3b", "wan2.1-1.3b"))
+    assert tiny.why_not == "" and "MiB while streaming, CPU, Apache-2.0" in tiny.needs
+    assert large.why_not == "it needs a GPU of 16 GB, and here is none" and "no licence is stated" in large.needs
+    assert "GiB on disk" in large.needs and "no student of it is public" in teacher.why_not
+    mine = offer(str(Kit.random("toy").save(tmp_path / "mine")), "cpu")
+    assert (mine.label, mine.why_not) == ("mine", "") and "on disk" not in mine.needs
+    assert offer(str(tmp_path / "mine.pt")).needs == "weights of yours"
+
+
+def test_a_gpu_that_is_too_small_is_told(monkeypatch):
+    from types import SimpleNamespace
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8e9))
+    assert card(PRESETS["longlive-1.3b"]).obstacle() == "it needs 9.3 GiB while streaming, and this GPU has 7.5"
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=16e9))
+    assert card(PRESETS["longlive-1.3b"]).obstacle() == ""
 
 
 def test_a_card_counts_what_wantracks_makers_counted():

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from msk.weights import cached, fetch, fill, first_commit, missing, read_weights, save_weights
+from msk import weights
+from msk.weights import cached, coming, fetch, fill, first_commit, missing, read_weights, save_weights
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -137,6 +138,25 @@ def test_a_large_file_goes_on_where_it_was_cut_off(hub, served, monkeypatch, cap
         fetch("someone/moves", None, ["transformer/*"])
     fetch("someone/moves", None, ["transformer/*"])
     assert blob.read_bytes() == data
+
+
+def test_how_much_of_a_download_has_come_is_known_meanwhile(hub, monkeypatch):
+    import huggingface_hub
+    files = [SimpleNamespace(rfilename=f"transformer/{k}", size=1000, lfs=SimpleNamespace(sha256=f"sha{k}")) for k in "ab"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha="abc", siblings=files))
+    hub.blobs.mkdir(parents=True)
+    seen = []
+
+    def half(repo, commit, file):
+        (hub.blobs / f"{file.lfs.sha256}.part").write_bytes(b"0" * 500)
+        seen.append(coming())
+        (hub.blobs / f"{file.lfs.sha256}.part").rename(hub.blobs / file.lfs.sha256)
+        if file is files[1]:
+            seen.append(coming())
+    monkeypatch.setattr(weights, "go_on", half)
+    assert coming() is None
+    fetch("someone/moves", None, ["transformer/*"])
+    assert seen == [("someone/moves", here, 2000) for here in (500, 1500, 2000)] and coming() is None
 
 
 def test_what_does_not_fit_on_the_disk_is_not_begun(hub, monkeypatch):

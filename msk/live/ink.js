@@ -90,6 +90,17 @@ function inkWay(sheet, { nodes, loop, speed }, { fps, chosen, head }) {
   for (const place of [places[0], lastOf(places)]) { disc(sheet, place, 3.5); ink.fill(); ink.stroke(); }
 }
 
+// What a way can be bent by; `chosen`: which of them, or null.
+function inkNodes(sheet, nodes, chosen) {
+  const { ink, w, h, unit } = sheet, half = (nodes.length > 40 ? 2.5 : 4) * unit;
+  ink.lineWidth = 1.5 * unit;
+  nodes.forEach(([, x, y], i) => {
+    const size = i === chosen ? half + 1.5 * unit : half;
+    ink.fillStyle = i === chosen ? `rgb(${COLOURS.path})` : "#fff"; ink.strokeStyle = i === chosen ? "#fff" : "#0d2a4d";
+    ink.beginPath(); ink.rect(x * w - size, y * h - size, 2 * size, 2 * size); ink.fill(); ink.stroke();
+  });
+}
+
 // A way that is being drawn: nodes so far, and a line to the pointer if it is clicked together.
 function inkDraft(sheet, nodes, pointer) {
   const { ink, unit } = sheet, places = nodes.map(([, x, y]) => ({ x, y }));

@@ -5,12 +5,12 @@ const STAGE_CSS = `
 * { box-sizing: border-box; }
 [hidden] { display: none !important; }
 .stage { --live: #3ddc97; --pin: #ff5d5d; --path: #5aa9ff; --ink: #e8ecf3; --dim: #98a2b5; --card: #12151c; --soft: #1a1f2a;
-  --line: #2a3140; --on: #2c3547; --accent: #7aa2ff; --shade: rgb(0 0 0 / .3);
+  --line: #2a3140; --on: #2c3547; --accent: #7aa2ff; --bad: #ff8f8f; --shade: rgb(0 0 0 / .3);
   font: 13px/1.4 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--card);
   border: 1px solid var(--line); border-radius: 16px; padding: 12px; max-width: 640px; margin: 0 auto; outline: none;
   box-shadow: 0 12px 40px var(--shade); color-scheme: dark; }
 .stage[data-theme=light] { --ink: #19202e; --dim: #5d6880; --card: #fff; --soft: #f4f6fa; --line: #d8deea; --on: #dfe7f7;
-  --accent: #2f5bea; --shade: rgb(30 45 80 / .12); color-scheme: light; }
+  --accent: #2f5bea; --bad: #b3261e; --shade: rgb(30 45 80 / .12); color-scheme: light; }
 .stage:focus-visible { border-color: var(--accent); box-shadow: 0 0 0 1px var(--accent), 0 12px 40px var(--shade); }
 
 .head { display: flex; justify-content: space-between; align-items: center; gap: 14px; height: 20px; margin: 0 4px 10px;
@@ -80,6 +80,9 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
 .pads span { display: inline-flex; align-items: center; gap: 6px; }
 .bar { display: flex; flex-wrap: wrap; gap: 6px; padding-top: 12px; align-items: center; }
 .gap { flex: 1; }
+.models { flex-wrap: wrap; color: var(--dim); } 
+.models select { flex: 1; min-width: 0; max-width: 22em; } .models .told { flex-basis: 100%; padding: 2px 4px 0; }
+.models .told.bad { color: var(--bad); } progress { width: 100%; height: 6px; accent-color: var(--accent); }
 .map { margin: 12px 0 0; padding: 10px; border: 1px solid var(--line); border-radius: 12px; background: var(--soft); }
 .map figcaption { color: var(--dim); padding-top: 8px; }
 .map .tiles { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 6px; }
@@ -130,6 +133,7 @@ const KEYS = [["Press and drag", "what is under the pointer follows it"], ["Shif
   ["N", "fresh anchor: hold the video to how it looks now"], ["H", "hold still what no hand moves, or free it"],
   ["M", "what the model sees"],
   ["Arrows", "move what is chosen, or else the cross (Shift: further)"], ["I", "use the tool where the cross is"],
+  ["Select, on a path", "drag its nodes, Delete takes one out, a double click on the line adds one"],
   [". and ,", "choose the next point, the one before"], ["Ctrl A", "choose all points"],
   ["Delete, Backspace", "remove what is chosen"], ["Esc", "choose none, leave a path, close this"], ["?", "this list"]];
 
@@ -241,6 +245,11 @@ const STAGE_HTML = `
     <button data-do="last" hidden>Last session</button>
     <button data-do="bring" title="Play a saved session again, and go on where it ended">Open session</button>
     <button data-do="help" class="square" title="All keys" aria-label="Keys">?</button>
+  </div>
+  <div class="bar models" role="group" aria-label="Model" hidden>
+    <label>Model <select class="model" aria-label="Model"></select></label>
+    <button data-do="change" title="It is loaded while this one goes on">Load</button>
+    <span class="told" role="status"></span><progress max="1" hidden></progress>
   </div>
 </div>`;
 

@@ -1,6 +1,6 @@
 """What the page and the engine say to each other: the same words over a WebSocket, by posts, and through a notebook's comm.
 
-Up, text (JSON, at most 16 KiB), one object with a `type`:
+Up, text (JSON, at most 16 KiB), one object with a `type`, and `n`, its number, if `state` is to tell that it was heard:
 
     open     image (id of a picture), prompt, seed       take this picture, forget the old stream
     start  stop  pause  resume  reset                    the take: begin, end, hold, go on; to the picture
@@ -21,6 +21,7 @@ Up, text (JSON, at most 16 KiB), one object with a `type`:
     export   what (one of EXPORTS), mark                 answered by `file`; mark: say on the picture that it is generated
     recall   take                                        is it kept? answered by `kept`, or not at all
     load     take                                        open a kept take: it plays again, and goes on where it ended
+    model    name                                        load this model of those that `hello` offers, and go on with it
     ping     t                                           answered by `pong`, t unchanged
 
 Up, binary, little endian (at most 64 KiB):
@@ -28,10 +29,11 @@ Up, binary, little endian (at most 64 KiB):
     pointer  u8 1, u8 n, then n of  f64 t, u16 id, f32 x, f32 y          at most 64 samples
     ack      u8 2, u32 seq                                               this frame has come
 
-Down, text: `hello` (session, geometry, fps, limits), `state` (state, points, prompt, seed, undo, redo, grip, rest, take,
-and things: outlines of what points hold), `queue` (place), `error` (message: one sentence for a person), `note` (the same,
-not an error), `file` (url, name), `kept` (take, prompt, frames, points), `chunk` (what it took, what is remembered, how the
-link is), `map` (a picture), `pong`.
+Down, text: `hello` (session, geometry, fps, limits; models to choose from, and which plays), `state` (state, points, prompt,
+seed, undo, redo, grip, rest, take; heard: the number of the latest message that is in it; things: outlines of what points
+hold), `queue` (place), `error` (message: one sentence for a person), `note` (the same, not an error), `file` (url, name),
+`kept` (take, prompt, frames, points), `chunk` (what it took, what is remembered, how the link is), `map` (a picture),
+`model` (name, state "loading", "failed" or "here", message, share of a download or null), `pong`.
 
 Down, binary, little endian: one frame
 
@@ -182,12 +184,13 @@ _FIELDS = {
     "export": {"what": _one_of(*EXPORTS), "mark": _yes_or_no},
     "recall": {"take": lambda n, v: _words(n, v, 64)},
     "load": {"take": lambda n, v: _words(n, v, 64)},
+    "model": {"name": lambda n, v: _words(n, v, 1000)},
     "ping": {"t": _number},
 }
 
 
 def read_text(text: str) -> dict:
-    """JSON from the page -> a checked message: every field it must have, and no other."""
+    """JSON from the page -> a checked message: every field it must have, its number, and no other."""
     if len(text) > MAX_TEXT:
         raise ProtocolError(f"a message of {len(text)} characters came: at most {MAX_TEXT} are read")
     try:
@@ -203,7 +206,8 @@ def read_text(text: str) -> dict:
     missing = [name for name in fields if name not in message]
     if missing:
         raise ProtocolError(f"\"{kind}\" came without {', '.join(missing)}: it takes {', '.join(fields)}")
-    return {"type": kind, **{name: check(name, message[name]) for name, check in fields.items()}}
+    number = {"n": _whole("n", message["n"], 0, 2 ** 53)} if "n" in message else {}
+    return {"type": kind, **number, **{name: check(name, message[name]) for name, check in fields.items()}}
 
 
 def is_ack(data: str | bytes) -> bool:

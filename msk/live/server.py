@@ -20,11 +20,13 @@ import tempfile
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from PIL import Image
 
+from .choose import Choice
 from .export import export
 from .post import MAX_POST, MAX_WAITING, PostLine, unwrap
 from .protocol import MAX_BINARY, MAX_NODES, MAX_POINTS, MAX_TEXT, VERSION, ProtocolError, is_ack, read, write_frame
@@ -216,17 +218,19 @@ class Lobby:
     """The one player, the line of those who wait, and what a lost link leaves behind for `grace` seconds."""
 
     def __init__(self, new_session: Callable[[], Session], pictures: Pictures | None = None, *, first: tuple | None = None,
-                 grace: float = 8.0, folder: str | Path | None = None):
+                 grace: float = 8.0, folder: str | Path | None = None, choice: Choice | None = None):
+        self.choice = choice                            # of models; None: this one stays
         self.new_session, self.pictures, self.first, self.grace = new_session, pictures or Pictures(), first, grace
         self.tokens = Tokens()
         self.hosts: set[str] | None = set(LOOPBACK)     # host names we answer to; None: any
         self.player: Visitor | None = None
+        self.picture = ""                               # id of the one that the player opened last
         self.waiting: list[Visitor] = []
         self._orphan: tuple[str, Session, bool] | None = None
         self._orphan_ends: asyncio.Task | None = None
         self._files: OrderedDict[str, Path] = OrderedDict()
         self._lines: dict[str, PostLine] = {}
-        self._held: set[asyncio.Task] = set()           # those who came by post; the loop alone would forget them
+        self._held: set[asyncio.Task] = set()           # visitors by post, a model on its way: the loop alone forgets them
         if folder is not None:
             for kept in recover(folder):
                 log.warning("a take that was cut off is whole again: %s", kept)
@@ -285,11 +289,14 @@ class Lobby:
                 del self._lines[line.key]
                 line.end(1000)
 
-        task = asyncio.create_task(attend())
-        self._held.add(task)
-        task.add_done_callback(self._held.discard)
+        self._hold(attend())
         return StreamingResponse(line.down(), media_type="application/octet-stream", headers={
             "x-msk-line": line.key, "cache-control": "no-store, no-transform", "x-accel-buffering": "no"})
+
+    def _hold(self, work) -> None:
+        task = asyncio.create_task(work)
+        self._held.add(task)
+        task.add_done_callback(self._held.discard)
 
     async def take_post(self, request):
         """What a page has to say that came by post; nothing at all is a good-bye."""
@@ -380,11 +387,17 @@ class Lobby:
             image = self.pictures[message["image"]] if message["image"] else session.image
             if image is None:
                 raise ProtocolError("there is no picture yet: choose one")
+            self.picture = message["image"] or self.picture
             await asyncio.to_thread(session.open, image, message["prompt"], message["seed"])
         elif kind == "export":
             visitor.say(await asyncio.to_thread(self._export, session, message["what"], message["mark"]))
         elif kind in ("recall", "load"):
             await asyncio.to_thread(session.hear, message)
+        elif kind == "model":
+            if self.choice is None:
+                raise ProtocolError("there is no model to choose from: this page plays one")
+            self.choice.check(message["name"])
+            self._hold(self._change(message["name"]))
         else:
             session.hear(message)
 
@@ -450,13 +463,14 @@ class Lobby:
             self.waiting.append(visitor)
             visitor.say(self._place(visitor))
 
-    async def _begin(self, visitor: Visitor) -> None:
-        self.player = visitor
+    async def _begin(self, visitor: Visitor, wanted: tuple | None = None) -> None:
+        self.player, wanted = visitor, wanted or self.first
         try:
             session = self.new_session()
             self._seat(visitor, session, secrets.token_urlsafe(12))
-            if self.first is not None:
-                image, prompt, seed = self.first
+            if wanted is not None:
+                image, prompt, seed = wanted
+                self.picture = image
                 await asyncio.to_thread(session.open, self.pictures[image], prompt, seed)
         except Exception as error:
             log.exception("a session could not begin")
@@ -467,9 +481,11 @@ class Lobby:
         def safely(call):
             return lambda value: visitor.loop.is_closed() or visitor.loop.call_soon_threadsafe(call, value)
 
-        self.player, visitor.session, visitor.id = visitor, session, id
+        self.player, visitor.session, visitor.id, session.heard = visitor, session, id, 0
         visitor.link = Link(session.fps, session.ahead)
-        visitor.say(greeting(session, id))
+        choice = self.choice
+        offers = {"models": [asdict(offer) for offer in choice.offers], "playing": choice.playing} if choice else {}
+        visitor.say(greeting(session, id) | offers)
         visitor.say(session.describe())
         if session.state != "playing" and session.still() is not None:
             visitor.show(session.still())
@@ -506,6 +522,26 @@ class Lobby:
         if self.waiting:
             await self._begin(self.waiting.pop(0))
             self._call_places()
+
+    async def _change(self, name: str) -> None:
+        """Go on with another model once it is there: picture and prompt stay. Who is away then finds a new session."""
+        scene = await self.choice.take(name, lambda word: self.player and self.player.say(word))
+        if scene is None:
+            return
+        for i, (image, _) in enumerate(scene.pictures):
+            self.pictures.keep(f"start-{i}", image)
+        self.new_session, self.first = scene.new_session, ("start-0", scene.pictures[0][1], 0)
+        old = self.player.session if self.player else None
+        if old is not None:
+            await asyncio.to_thread(old.close)          # meanwhile the player's link may fail, or come back as another
+        visitor = self.player
+        if visitor is not None and old is not None and visitor.session is old:
+            await self._begin(visitor, (self.picture, old.prompt, old.seed))
+            visitor.say({"type": "model", "name": name, "state": "here", "share": None, "message": "it is here"})
+        elif self._orphan is not None:
+            self._orphan_ends.cancel()
+            session, self._orphan = self._orphan[1], None
+            await self._end(session)
 
     def _call_places(self) -> None:
         for visitor in self.waiting:

@@ -85,6 +85,7 @@ class Session:
         self.hold = Hold(geometry.width, geometry.height, self._new_track, geometry.stride, cut, rest,
                          self.follow.max_step * geometry.width)
         self.take: Take | None = None
+        self.heard = 0                                  # the number of this page's latest message that was dealt with
         self._changed = threading.Condition(threading.RLock())
         self._deeds, self._held = Deeds(), {}           # looks of the points that are in a hand, from before
         self._stream = None
@@ -299,7 +300,7 @@ class Session:
             way, now = Way(tuple((s, self._place(x, y)) for s, x, y in nodes), loop, speed), self._now(t)
             if id in self.points:
                 point = self.points[id]
-                again = point.way is None or not way.goes_like(point.way)
+                again = point.way is None or not way.goes_on_as(point.way)
                 point.kind, point.way, point.leaving = "path", way, False
                 point.played = 0.0 if again else point.played
                 if not self._runs:
@@ -413,19 +414,23 @@ class Session:
 
     def hear(self, message: dict) -> None:
         """One message of the protocol (see protocol.py) that is about the stream."""
-        kind, fields = message["type"], {k: v for k, v in message.items() if k != "type"}
+        kind, fields = message["type"], {k: v for k, v in message.items() if k not in ("type", "n")}
         if kind in ("recall", "load"):                  # files are read while nobody waits
             return getattr(self, f"_{kind}")(message["take"])
         with self._changed:
-            self._touched = time.monotonic()
-            if kind == "pointer":
-                self.move(message["samples"])
-            elif kind in PLAIN:
-                getattr(self, kind)()
-            elif kind in ASKED:
-                getattr(self, kind)(**fields)
-            else:
-                raise ProtocolError(f"a session does nothing with \"{kind}\"")
+            self._touched, self.heard = time.monotonic(), message.get("n", self.heard)
+            try:
+                if kind == "pointer":
+                    self.move(message["samples"])
+                elif kind in PLAIN:
+                    getattr(self, kind)()
+                elif kind in ASKED:
+                    getattr(self, kind)(**fields)
+                else:
+                    raise ProtocolError(f"a session does nothing with \"{kind}\"")
+            except ProtocolError:
+                self._tell()                            # the page had shown it as done
+                raise
             if kind != "pointer" and self.take is not None and self.take.begun:
                 self._keep({"event": kind, "at": self._index, "seconds": round(time.monotonic() - self._began, 3), **fields})
 
@@ -450,8 +455,9 @@ class Session:
         with self._changed:
             undo, redo = self._deeds.counts
             return {"type": "state", "state": self.state, "prompt": self.prompt, "seed": self.seed, "undo": undo,
-                    "redo": redo, "frames": self._index, "script": sum(c["frames"] for c in self._script),
-                    "grip": self.hold.grips, "rest": self.hold.rest, "things": self._outlines(),
+                    "redo": redo, "heard": self.heard, "frames": self._index,
+                    "script": sum(c["frames"] for c in self._script), "grip": self.hold.grips, "rest": self.hold.rest,
+                    "things": self._outlines(),
                     "take": self.take.name if self.take is not None and self.take.begun else "",
                     "points": [self._as_json(p) for p in self.points.values()]}
 

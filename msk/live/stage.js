@@ -158,13 +158,14 @@ function socketHost({ url, token }) {
 
 // A notebook's model: the page asks (`pull`), the answer carries what has been made since. No push, so nothing can pile up.
 function modelHost(model) {
-  let up = [], acks = 0, timer = null, waiting = 0;
+  let up = [], timer = null, waiting = 0, fresh = true;
   return {
     everywhere: false,
     connect(on) {
       const hear = (content, buffers) => {
         if (content.type !== "pulled") return;
         waiting = 0;
+        if (content.words.some((word) => word.type === "hello")) fresh = false;
         content.words.forEach(on.word);
         buffers.forEach((b) => on.frame(b instanceof ArrayBuffer ? b : b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength)));
       };
@@ -174,7 +175,7 @@ function modelHost(model) {
         const words = up.filter((m) => !(m instanceof ArrayBuffer)), buffers = up.filter((m) => m instanceof ArrayBuffer);
         const order = up.map((m) => m instanceof ArrayBuffer ? 1 : 0);
         up = [];
-        model.send({ type: "pull", words, order }, undefined, buffers);
+        model.send({ type: "pull", fresh, words, order }, undefined, buffers);
       };
       model.on("msg:custom", hear);
       timer = setInterval(pull, 40);
@@ -191,8 +192,6 @@ function modelHost(model) {
   };
 }
 
-const UNHEARD = 5000;       // milliseconds for which a new point stays though the server has not yet spoken of it
-
 function mountStage(el, host) {
   const root = el.shadowRoot || el.attachShadow({ mode: "open" });
   root.innerHTML = STAGE_HTML;
@@ -204,18 +203,22 @@ function mountStage(el, host) {
   let state = "connecting", greeted = false, looking = false, nextId = 1;
   let tool = "live", keep = true, gridKind = "live", spacing = 0.14, wayLoop = "once", waySpeed = 1, sliding = false;
   let over = null, rubber = null;             // the point and the place under the pointer
+  let node = null;                            // which node of the chosen path is chosen
   let cross = null, corner = null;            // the keyboard's place, and where its box began
   let draft = null;                           // a path that is being drawn: {id, nodes, clicked, clickedAt}
   let offset = Infinity, lastEcho = -Infinity, undoable = 0, redoable = 0, script = 0, prompt = null, stale = true;
   let grip = false, rest = false, things = [];         // do points take whole things, does the rest stay; outlines
+  let loading = null;                         // the latest word on a model that is on its way, or failed to come
+  let said = 0;                               // words sent so far: each has a number
   let current = null, queue = [], samples = [], pending = [], hintUntil = 0, hintText = "", hintBad = false;
   const remembered = { get take() { try { return localStorage.getItem("msk-take"); } catch { return null; } },
     set take(name) { try { localStorage.setItem("msk-take", name); } catch { } } };
   const last = host.everywhere ? remembered.take : null;     // the take that this browser made before
-  // id -> {kind, x, y, shown, trail, born, leaving, nodes, loop, speed, head}: x, y where it should be, shown where it is;
+  // id -> {kind, x, y, shown, trail, leaving, nodes, loop, speed, head}: x, y where it should be, shown where it is;
   // of a path, x, y is its start, nodes its way and head the time it is shown at
   const points = new Map();
   const chosen = new Set();
+  const asked = new Map();            // id -> the number of the last word about that point
   const hands = new Map();            // pointerId -> what it is doing: {ids, move(event, at), up(event)}
   const maps = new Map();             // chunk -> what the model was told then
   const kept = [], draws = [], latencies = [], errors = [];
@@ -224,7 +227,12 @@ function mountStage(el, host) {
   const runs = () => state === "playing" || state === "paused";
 
   // -- the line ------------------------------------------------------------------------------------------------------
-  const say = (message) => host.send(message);
+  // Until the server has heard the last word about a point (`state` says it), the page knows better how that point is.
+  function say(message, about = message.ids || ("id" in message ? [message.id] : [])) {
+    said += 1;
+    for (const id of about) asked.set(id, said);
+    return host.send({ ...message, n: said });
+  }
 
   function note(text, bad = false, seconds = 5) {
     hintText = text; hintBad = bad; hintUntil = performance.now() + 1000 * seconds;
@@ -240,26 +248,35 @@ function mountStage(el, host) {
   }
 
   function newPoint(id, kind, { x, y }) {
-    points.set(id, { kind, x, y, shown: null, trail: [], born: performance.now(), leaving: false, nodes: null, head: null });
+    points.set(id, { kind, x, y, shown: null, trail: [], leaving: false, nodes: null, head: null });
     nextId = Math.max(nextId, id + 1);
   }
 
-  function takePoints(listed) {
+  function takePoints(listed, heard) {
     const held = new Set([...hands.values()].flatMap((hand) => hand.ids)), ids = new Set(listed.map((p) => p.id));
-    for (const [id, p] of points) if (!ids.has(id) && performance.now() - p.born > UNHEARD) points.delete(id);
+    for (const [id, n] of asked) if (n <= heard) asked.delete(id);
+    for (const id of points.keys()) if (!ids.has(id) && !asked.has(id)) points.delete(id);
     for (const p of listed) {
+      if (asked.has(p.id)) continue;
       const { nodes = null, loop, speed } = p;
       if (!points.has(p.id)) newPoint(p.id, p.kind, p);
       const mine = points.get(p.id);
-      Object.assign(mine, { kind: p.kind, leaving: p.leaving, born: -1e9, loop, speed });
+      Object.assign(mine, { kind: p.kind, leaving: p.leaving, loop, speed });
       if (!held.has(p.id)) Object.assign(mine, { x: p.x, y: p.y, nodes });
     }
     for (const id of chosen) if (!points.has(id)) chosen.delete(id);
+    if (node >= (points.get(editable())?.nodes.length ?? 0)) node = null;
   }
 
   function word(m) {
     if (m.type === "hello") {
       hello = m; greeted = true; offset = Infinity; lastEcho = -Infinity; queue = []; pending = [];
+      asked.clear();                                                    // what a lost line took with it is not done
+      hands.clear(); draft = corner = null;
+      $(".model").replaceChildren(...(m.models || []).map(({ name, label, why_not }) =>
+        Object.assign(document.createElement("option"), { value: name, textContent: why_not ? `${label} (not here)` : label,
+          selected: name === m.playing })));
+      showModels();
       screen.style.aspectRatio = `${m.width} / ${m.height}`;
       screen.style.maxWidth = `calc(68vh * ${m.width / m.height})`;
       veil.classList.remove("on");
@@ -267,7 +284,7 @@ function mountStage(el, host) {
       if (looking) say({ type: "look", on: true });
       resize();
     } else if (m.type === "state") {
-      takePoints(m.points);
+      takePoints(m.points, m.heard);
       undoable = m.undo; redoable = m.redo; script = m.script; grip = m.grip; rest = m.rest; things = m.things;
       if (m.take && host.everywhere) remembered.take = m.take;
       if (m.prompt !== prompt) el.dispatchEvent(new CustomEvent("msk-prompt", { detail: prompt = m.prompt, bubbles: true }));
@@ -282,6 +299,10 @@ function mountStage(el, host) {
       showMade(m);
     } else if (m.type === "queue") {
       veil.textContent = m.message; veil.classList.add("on"); setState("queue");
+    } else if (m.type === "model") {
+      loading = m.state === "here" ? null : m;
+      if (m.state === "here") el.dispatchEvent(new CustomEvent("msk-model", { detail: m.name, bubbles: true }));
+      showModels();
     } else if (m.type === "error") note(m.message, true, 8);
     else if (m.type === "note") note(m.message);
     else if (m.type === "kept") {
@@ -372,6 +393,19 @@ function mountStage(el, host) {
     }));
   }
 
+  // The models on offer: what the one in the list needs, or how far it is with the one that is being loaded.
+  function showModels() {
+    const offers = hello.models || [], offer = offers.find(({ name }) => name === $(".model").value), bar = $("progress");
+    const busy = !!loading && loading.state === "loading", told = $(".told");
+    $(".models").hidden = !offers.length;
+    if (!offer) return;
+    told.textContent = loading ? loading.message : offer.why_not ? `${offer.needs}: ${offer.why_not}` : offer.needs;
+    told.classList.toggle("bad", loading ? !busy : !!offer.why_not);
+    $("[data-do=change]").disabled = busy || !!offer.why_not || offer.name === hello.playing;
+    bar.hidden = !busy;
+    if (busy && loading.share !== null) bar.value = loading.share; else bar.removeAttribute("value");
+  }
+
   // What the latest chunk took, and what the next one will see of those before it.
   function showMade({ chunk, whole, steps: [steps, full], memory: { sink, window } }) {
     const pieces = [...sink.map(() => "sink"), ...window.map(() => "window"), "now"];
@@ -425,6 +459,7 @@ function mountStage(el, host) {
       if (p.nodes && p.head !== null && runs())
         inkLabel(sheet, here, `${Math.round(p.head / p.speed * hello.fps)}`, 0, -22, true);
     }
+    if (editable() !== null) inkNodes(sheet, points.get(editable()).nodes, node);
     if (draft) inkDraft(sheet, draft.nodes, draft.clicked ? rubber || cross || spotOf(lastOf(draft.nodes)) : null);
     for (const hand of hands.values()) if (hand.box) inkHandBox(sheet, hand.box, hand.filled);
     if (corner) inkHandBox(sheet, boxOf(corner, cross), tool === "grid");
@@ -458,6 +493,7 @@ function mountStage(el, host) {
   }
 
   const chosenWays = () => [...chosen].filter((id) => points.get(id)?.nodes);
+  const editable = () => tool === "select" && chosen.size === 1 ? chosenWays()[0] ?? null : null;      // whose nodes are shown
 
   // Which settings are of use now.
   function optionsNow() {
@@ -510,6 +546,8 @@ function mountStage(el, host) {
   const boxOf = (a, b) => [Math.min(a.x, b.x), Math.min(a.y, b.y), Math.max(a.x, b.x), Math.max(a.y, b.y)].map(clamp);
   const pixelsFrom = (a, b) => Math.hypot((a.x - b.x) * screen.clientWidth, (a.y - b.y) * screen.clientHeight);
 
+  const reachOf = ({ pointerType }) => pointerType === "touch" || pointerType === "pen" ? 28 : 18;      // fingers and pens hide it
+
   function nearest(at, reach = 18) {
     let best = null;
     for (const [id, p] of points) {
@@ -525,7 +563,13 @@ function mountStage(el, host) {
     return null;
   }
 
+  function nearestNode(nodes, at, reach) {
+    const far = nodes.map((one) => pixelsFrom(spotOf(one), at)), least = Math.min(...far);
+    return least < reach ? far.indexOf(least) : null;
+  }
+
   function choose(ids, more = false) {
+    node = null;
     if (!more) chosen.clear();
     for (const id of ids) chosen.add(id);
     refresh();
@@ -668,6 +712,51 @@ function mountStage(el, host) {
     choose([id]);
   }
 
+  // One node of a way is dragged.
+  function bend(at, id, index) {
+    const [, x, y] = points.get(id).nodes[index];
+    let moved = false;
+    choose([id]);
+    node = index;
+    return { ids: [id], holds: true,
+      move(events) {
+        const now = where(lastOf(events));
+        if (!moved && pixelsFrom(now, at) < 3) return;
+        moved = true;
+        moveNode(id, index, { x: x + now.x - at.x, y: y + now.y - at.y });
+      },
+      up() { if (moved && points.get(id)?.nodes) edit(id, points.get(id).nodes, index); } };
+  }
+
+  function moveNode(id, index, place) {
+    const p = points.get(id), { x, y } = inside(place);
+    if (!p?.nodes) return;                                              // it was taken back meanwhile
+    p.nodes = p.nodes.map((one, i) => i === index ? [one[0], x, y] : one);
+    if (index === 0) Object.assign(p, { x, y });
+    stale = true;
+  }
+
+  // A way with other nodes, of which this one is chosen.
+  function edit(id, nodes, index) {
+    const began = nodes[0][0];
+    lay(id, nodes.map(([t, ...place]) => [t - began, ...place]));
+    node = index;
+    stale = true;
+  }
+
+  function addNode(id, at) {
+    const { nodes } = points.get(id), t = timeNear(nodes, at.x, at.y, 0, tall()), after = nodes.findIndex((one) => one[0] > t);
+    if (after < 1 || nearestNode(nodes, at, 6) !== null) return;
+    if (nodes.length >= hello.max_nodes) return note(`A path has at most ${hello.max_nodes} nodes.`);
+    edit(id, nodes.toSpliced(after, 0, [t, at.x, at.y]), after);
+  }
+
+  function removeNode(id) {
+    const { nodes } = points.get(id);
+    if (nodes.length < 3) return note("A path has at least two nodes: with Escape, then Delete, all of it goes.");
+    edit(id, nodes.toSpliced(node, 1), null);
+  }
+
   // What is chosen of paths is sent again, with what `change(path)` makes different.
   function changeWays(change) {
     const ids = chosenWays();
@@ -689,7 +778,7 @@ function mountStage(el, host) {
     if (!roomFor(spots.length)) return;
     const id = nextId, ids = spots.map((_, k) => id + k);
     spots.forEach((spot, k) => newPoint(id + k, gridKind, spot));
-    say({ type: "grid", id, kind: gridKind, box: rectangle, spacing, t: performance.now() });
+    say({ type: "grid", id, kind: gridKind, box: rectangle, spacing, t: performance.now() }, ids);
     choose(ids);
   }
 
@@ -723,7 +812,9 @@ function mountStage(el, host) {
 
   // What a press with this tool does: on a point, and beside it.
   function begin(event, at) {
-    let found = nearest(at, event.pointerType === "touch" ? 28 : 18);
+    const way = event.shiftKey ? null : editable(), index = way === null ? null : nearestNode(points.get(way).nodes, at, reachOf(event) / 2);
+    if (index !== null) return bend(at, way, index);
+    let found = nearest(at, reachOf(event));
     if (found === null && tool === "select") found = nearestWay(at);        // elsewhere a line must not be in the way
     if (tool === "grid") return drawBox(event, at, true, (rectangle, large) => large ? fill(rectangle) : note(HINTS.grid));
     if (tool === "path") return draw(event, at, draft ? null : found);
@@ -764,7 +855,7 @@ function mountStage(el, host) {
       return hand.move(events && events.length ? events : [event]);
     }
     rubber = event.pointerType === "touch" ? null : inside(at);
-    over = event.pointerType === "touch" || tool === "grid" || draft ? null : nearest(at);
+    over = event.pointerType === "touch" || tool === "grid" || draft ? null : nearest(at, reachOf(event));
     stale = true;
     top.classList.toggle("over", over !== null && tool !== "path");
   }
@@ -782,6 +873,10 @@ function mountStage(el, host) {
   top.addEventListener("pointermove", move);
   for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) top.addEventListener(kind, up);
   top.addEventListener("pointerleave", () => { over = rubber = null; stale = true; });
+  top.addEventListener("dblclick", (event) => {
+    const way = editable();
+    if (way !== null && nearestWay(where(event)) === way) addNode(way, where(event));
+  });
   top.addEventListener("contextmenu", (event) => event.preventDefault());
   top.addEventListener("wheel", (event) => {
     if (tool !== "camera") return;
@@ -802,6 +897,7 @@ function mountStage(el, host) {
     look: () => { if (hello.map) { looking = !looking; say({ type: "look", on: looking }); maps.clear(); showMap(); } },
     file: () => say({ type: "export", what: $(".what").value, mark: $(".tag").checked }),
     last: () => say({ type: "load", take: last }),
+    change: () => say({ type: "model", name: $(".model").value }),
     bring: () => {
       const input = document.createElement("input");
       input.type = "file"; input.accept = ".json,.jsonl";
@@ -811,6 +907,7 @@ function mountStage(el, host) {
     },
     remove: () => {
       if (!chosen.size) return;
+      if (node !== null) return removeNode(editable());
       say({ type: "remove", ids: [...chosen] });
       for (const id of chosen) points.delete(id);
       choose([]);
@@ -829,7 +926,7 @@ function mountStage(el, host) {
   };
 
   function setTool(name) {
-    tool = name; draft = corner = null; over = null;
+    tool = name; draft = corner = node = null; over = null;
     refresh();
   }
 
@@ -854,6 +951,7 @@ function mountStage(el, host) {
       button.addEventListener(kind, () => flying.letGo(button));
   }
   $(".what").addEventListener("change", refresh);
+  $(".model").addEventListener("change", () => { if (loading?.state === "failed") loading = null; showModels(); });
   $(".spacing").addEventListener("input", (event) => { spacing = event.target.value / 100; refresh(); });
   $(".speed").addEventListener("input", () => { sliding = true; refresh(); });
   $(".speed").addEventListener("change", (event) => {
@@ -866,6 +964,11 @@ function mountStage(el, host) {
     if (draft || !chosen.size) {
       cross = inside(cross ? { x: cross.x + x, y: cross.y + y } : { x: 0.5, y: 0.5 });
       return;
+    }
+    if (node !== null) {
+      const id = editable(), [, nx, ny] = points.get(id).nodes[node];
+      moveNode(id, node, { x: nx + x, y: ny + y });
+      return edit(id, points.get(id).nodes, node);
     }
     const t = performance.now(), ids = [...chosen].filter((id) => points.has(id));
     say({ type: "grab", ids, t });
@@ -897,7 +1000,9 @@ function mountStage(el, host) {
   }
 
   function escape() {
-    if (draft) { draft = null; } else { chosen.clear(); cross = corner = null; }
+    if (draft) draft = null;
+    else if (node !== null) node = null;
+    else { chosen.clear(); cross = corner = null; }
     $(".help").classList.remove("on");
   }
 
@@ -945,6 +1050,7 @@ function mountStage(el, host) {
     get current() { return current; },
     get tool() { return tool; },
     get draft() { return draft; },
+    get node() { return node; },
     get cross() { return cross; },
     say,
     get prompt() { return prompt; },

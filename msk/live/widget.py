@@ -68,14 +68,13 @@ class Pulled:
         self.words: deque[dict] = deque(maxlen=256)
         self.frames: deque = deque(maxlen=48)
         self._files = Path(tempfile.mkdtemp(prefix="msk-export-"))
-        self._greeted = False
         session.on_event, session.on_frame = self.words.append, self.frames.append
 
     def answer(self, content: dict, buffers: list) -> tuple[dict, list[bytes]]:
         """One pull -> ({"type": "pulled", "words": [...]}, frames). What is wrong in it comes back as an error word."""
         words, binary = iter(content.get("words", [])), iter(buffers)
-        if not self._greeted:
-            self._greeted = True
+        if content.get("fresh"):                        # a page that has not been greeted, be it the second or the tenth
+            self.session.heard = 0
             self.words.extendleft([self.session.describe(), greeting(self.session, "notebook")])
             if not self.frames and self.session.state != "playing" and self.session.still():
                 self.frames.append(self.session.still())
