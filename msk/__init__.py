@@ -11,8 +11,11 @@ The alphabet of axes, everywhere in this package, always in the order [B, time, 
 Frames are floats in [0, 1]; tracks are in pixels, x then y; t = 1 is noise; chunks, sinks and windows count chunks.
 """
 import os
+import sys
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # spinning threads starve each other on a busy machine
+# Spinning threads starve each other on a busy machine; but training is many small regions, and to wake a thread for each is
+# dear.
+os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE" if sys.argv[1:2] == ["train"] else "PASSIVE")
 
 from .config import PRESETS, DiTConfig, Geometry, Preset, StreamConfig  # noqa: E402
 from .doctor import doctor  # noqa: E402

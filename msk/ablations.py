@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from math import nan
 from pathlib import Path
@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import bench, hands, trackers, viz
-from .config import Preset
+from .config import Preset, StreamConfig
 from .evaluate import Shown, by_student, by_teacher, epe, header, held_out, keep, psnr, save_strip, shown
 from .kit import Kit, load
 from .motion import TrackHead, cells, draw_ids, drawn
@@ -178,16 +178,19 @@ def timed(rows: dict, kits: dict[str, Kit], seed: int) -> None:
                 note(rows, name, latency_ms=[took["latency"]], frame_ms=[took["chunk"] / took["frames"]])
 
 
-def lasting(job: Job, settings: dict, rows: dict, strip: Callable, frames: int = 0) -> list[Callable]:
+def lasting(job: Job, settings: dict, rows: dict, strip: Callable, frames: int = 0, kit: Kit | None = None,
+            player: Callable[[str], Kit] | None = None) -> list[Callable]:
     """A thing is led round and round (`hands`, "long") by all its points, while others say that the rest stays; how do the
     last three chunks compare with the first three?
 
-    frames: by default the length asked for; cut down to whole chunks. Under "lines", chunk by chunk: psnr; sharpness and
+    frames: by default the length asked for; cut down to whole chunks. kit: of what sizes, by default the student. player:
+    who plays a setting, by default that kit as the setting says. Under "lines", chunk by chunk: psnr; sharpness and
     saturation as shares of the truth's. EPE begins anew in each of the two stretches: what is further away there than
     `trackers.register` reaches, a sixth of the width, may read as less, and what has melted away may be found by chance.
     """
     frames = frames or job.long
-    kit = job.student
+    kit = kit or job.student
+    player = player or (lambda name: changed(kit, **settings[name]))
     world, now = World(kit.geometry, job.level), {}
     whole = kit.preset.stream.chunk * kit.geometry.time_stride
     spans = [(a, b) for i, (a, b) in enumerate(hands.spans(kit, frames)) if i == 0 or b - a == whole]
@@ -198,7 +201,7 @@ def lasting(job: Job, settings: dict, rows: dict, strip: Callable, frames: int =
         if name == next(iter(settings)):
             now.update(shot=by_all(next(scenes), kit.preset.tracks.max_id), made={})
         shot = now["shot"]
-        made = hands.play(changed(kit, **settings[name]), shot)
+        made = hands.play(player(name), shot)
         lines = looks(made[0], shot.truth[0], spans)
         ends = [(spans[0][0], spans[min(2, len(spans) - 1)][1]), (spans[max(0, len(spans) - 3)][0], frames)]
         first, last = (led(made, shot, start, stop) for start, stop in ends)
@@ -326,7 +329,7 @@ def trained(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Calla
             losses = [teacher_loss(models, batch, kit.preset.stream.time_shift)[0].item() for batch in job.unseen]
         note(rows, name, loss=losses)
 
-    small = lesson.as_kit(lesson.untrained(job.small), job.small, job.vae)
+    small = lesson.as_kit(lesson.untrained(job.small).to(job.student.device), job.small, job.vae)
     makers = {name: partial(make, name) for name in settings}
     return [*(partial(measure, name) for name in settings), *compared(job, rows, small, makers, job.frames, 8, times=4)]
 
@@ -367,6 +370,24 @@ def encoded(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Calla
     return [*(partial(measure, name, how["way"]) for name, how in settings.items()), *trained(job, settings, rows, strip)]
 
 
+def practised(job: Job, models: Teacher, config: StreamConfig, student: nn.Module, own: bool) -> nn.Module:
+    """A causal student goes on learning, on its own past or on the true one."""
+    learns = lesson.copy(student)
+    learner = Learner(learns, 5e-4, ema=.95)
+
+    def loss_of(batch):
+        cond, noise = condition(models, batch), torch.randn_like(batch.latents)
+        if not own:
+            return ode.ode_loss(learns, ode.straight(batch.latents, cond, config, noise), config)
+        exit_at = int(torch.randint(config.steps, ()))
+        return F.mse_loss(dmd.roll_out(learns, cond, noise, config, exit_at).float(), batch.latents), {}
+
+    torch.manual_seed(job.seed)
+    for _ in lesson.taught(learner, loss_of, job.batches, job.updates // 4):
+        pass
+    return learns.eval().requires_grad_(False)
+
+
 def rolled(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Callable]:
     """One causal student goes on learning the same clips in two ways: what is it given as past, the truth or its own?"""
     preset, students = job.small, {}
@@ -378,20 +399,7 @@ def rolled(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Callab
         if "start" not in students:
             students["start"] = lesson.adapt(models, preset, job.batches[:16], job.updates // 4, seed=job.seed)
         if way not in students:
-            learns = lesson.copy(students["start"])
-            learner = Learner(learns, 5e-4, ema=.95)
-
-            def loss_of(batch):
-                cond, noise = condition(models, batch), torch.randn_like(batch.latents)
-                if way == "true":
-                    return ode.ode_loss(learns, ode.straight(batch.latents, cond, config, noise), config)
-                exit_at = int(torch.randint(config.steps, ()))
-                return F.mse_loss(dmd.roll_out(learns, cond, noise, config, exit_at).float(), batch.latents), {}
-
-            torch.manual_seed(job.seed)
-            for _ in lesson.taught(learner, loss_of, job.batches, job.updates // 4):
-                pass
-            students[way] = learns.eval().requires_grad_(False)
+            students[way] = practised(job, models, config, students["start"], own=way == "own")
         return lesson.as_kit(models, preset, job.vae, students[way])
 
     frames = preset.geometry.pixel_frames(8 * config.chunk)                     # twice the length of training
@@ -399,10 +407,30 @@ def rolled(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Callab
     def make(way, clips, seed):
         return streamed(student(way), clips, seed, frames)
 
-    small = lesson.as_kit(lesson.untrained(preset), preset, job.vae)
+    small = lesson.as_kit(lesson.untrained(preset).to(job.student.device), preset, job.vae)
     makers = {name: partial(make, how["way"]) for name, how in settings.items()}
     return [*(partial(student, how["way"]) for how in settings.values()),
             *compared(job, rows, small, makers, frames, 8, times=4)]
+
+
+def forgetful(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Callable]:
+    """`lasting`, over four clips of training, by small students that see the picture in the first frame only and are told
+    of tracks by ids alone, as the paper's are: what they do not remember is lost. Each learned with the memory it has."""
+    preset, _ = told(job.small, job.vae, "ids")
+    preset, known = replace(preset, dit=replace(preset.dit, image_frames="first")), {}
+
+    def student(name):
+        if "models" not in known:
+            known["models"] = lesson.teach(preset, job.batches, job.updates, lr=3e-3, seed=job.seed)
+        if name not in known:
+            models, own = known["models"], replace(preset, stream=replace(preset.stream, **settings[name]))
+            start = lesson.adapt(models, own, job.batches[:16], job.updates // 4, seed=job.seed)
+            known[name] = lesson.as_kit(models, own, job.vae, practised(job, models, own.stream, start, own=True))
+        return known[name]
+
+    small = lesson.as_kit(lesson.untrained(preset).to(job.student.device), preset, job.vae)
+    return [*(partial(student, name) for name in settings),
+            *lasting(job, settings, rows, strip, 4 * job.frames, small, student)]
 
 
 # --- the cases ----------------------------------------------------------------------------------------------------
@@ -497,6 +525,11 @@ CASES = {
     "drift": Case("far beyond the length of training", {"sink 1": dict(sink=1), "no sink": dict(sink=0)}, lasting, (
         Claim("without a sink the video blurs after some hundred frames", "sharpness_kept", "sink 1", "no sink"),
         Claim("without a sink points are followed worse (Table 4)", "epe_rel_last", "no sink", "sink 1")), over_time),
+    "once": Case("memory of small students that are shown the picture once, not beside every chunk", {
+        "sink 1": dict(sink=1), "no sink": dict(sink=0), "no sink, window 2": dict(sink=0, window=2)}, forgetful, (
+        Claim("without a sink the picture is lost (Table 4: LPIPS .501 against .464)", "psnr_last", "sink 1", "no sink"),
+        Claim("(and not because less is remembered)", "psnr_last", "sink 1", "no sink, window 2"),
+        Claim("without a sink the video blurs", "sharpness_kept", "sink 1", "no sink")), over_time),
     "guidance": Case("weights of text and motion, in the teacher", GUIDANCE, guided, (
         Claim("weight on motion follows better (Fig. 4)", "epe_rel", "text 0, motion 0", "text 0, motion 1.5"),
         Claim("weight on text follows worse (Fig. 4)", "epe_rel", "text 3, motion 1.5", "text 0, motion 1.5")), by_guidance),
@@ -525,8 +558,8 @@ def run(model: str | Kit = "tiny", clips: int = 4, json_path=None, *, cases: tup
     setting, or scenes. long: pixel frames of the case "drift", by default 20 clips of training; "memory" has three.
     updates: of each small model. charts: a folder for a picture of each case, and film strips of the long ones.
     -> {"cases": {case: {says, settings: {setting: {measure: mean, ..., each: {measure: values}}}, claims, complete}}, ...};
-    written to json_path after each measurement. A finished case that stands there already, of the same weights and asked
-    for in the same way, is kept and not measured again.
+    written to json_path after each measurement. A finished case that stands there already is kept and not measured again;
+    a file of other weights, or asked for in another way, is refused.
     """
     unknown = sorted(set(cases) - set(CASES))
     if unknown:
@@ -539,13 +572,14 @@ def run(model: str | Kit = "tiny", clips: int = 4, json_path=None, *, cases: tup
         raise ValueError("the teacher's guidance is to be measured but only a student's kit came: hand in teacher= too")
     student.geometry.latent_frames(frames)
     if student.preset.text is None or not student.preset.tracks.carry:
-        small = [name for name in cases if CASES[name].plan in (placed, encoded, rolled)]
+        small = [name for name in cases if CASES[name].plan in (placed, encoded, rolled, forgetful)]
         if small:
             raise ValueError(f"{student.name} lends no sizes for small models, which {', '.join(small)} would train: leave "
                              "them out")
     job = Job(student, lambda: teacher or load(model, "teacher", device), clips, frames, long or LENGTH * frames, updates,
               seed, level)
-    asked = dict(clips=clips, frames=frames, long=job.long, updates=updates, seed=seed, level=level)
+    asked = dict(clips=clips, frames=frames, long=job.long, updates=updates, seed=seed, level=level,
+                 stream=asdict(student.preset.stream))
     report = header("ablations", student, machine=bench.device_name(student), threads=torch.get_num_threads(), rule=RULE,
                     asked=asked, cases={})
     report["cases"] = earlier(json_path, report)
@@ -575,12 +609,14 @@ def run(model: str | Kit = "tiny", clips: int = 4, json_path=None, *, cases: tup
 
 
 def earlier(path, report: dict) -> dict:
-    """The finished cases of a report on the very same weights, asked for in the same way."""
+    """The finished cases of a report on the very same weights, asked for in the same way. Raises ValueError for another."""
     if path is None or not Path(path).is_file():
         return {}
-    old = json.loads(Path(path).read_text())
-    same = all(old.get(key) == report[key] for key in ("suite", "revision", "machine", "dtype", "asked"))
-    return {name: case for name, case in old["cases"].items() if case["complete"]} if same else {}
+    old, report = json.loads(Path(path).read_text()), json.loads(json.dumps(report))
+    other = [key for key in ("suite", "revision", "machine", "dtype", "asked") if old.get(key) != report[key]]
+    if other:
+        raise ValueError(f"{path} holds a report with another {', '.join(other)}: name another file, or take it away")
+    return {name: case for name, case in old["cases"].items() if case["complete"]}
 
 
 # --- reporting ----------------------------------------------------------------------------------------------------

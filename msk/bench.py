@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import resource
 import statistics
 import sys
 from dataclasses import replace
@@ -18,6 +17,11 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+try:
+    import resource
+except ImportError:         # Windows
+    resource = None
 
 from .attention import backend
 from .config import Preset
@@ -342,6 +346,8 @@ def memory_mb(kit: Kit) -> float:
 def peak_memory_mb(kit: Kit) -> float:
     if kit.device.type == "cuda":
         return torch.cuda.max_memory_allocated(kit.device) / 2**20
+    if resource is None:
+        return math.nan
     unit = 2**20 if sys.platform == "darwin" else 2**10                          # bytes there, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

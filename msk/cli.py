@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo = command("demo", run_demo, "open the live canvas")
     model(demo)
     demo.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
-    demo.add_argument("--port", type=port, default=int(os.environ.get("PORT") or 7860), help="of the page")
+    demo.add_argument("--port", type=port, default=os.environ.get("PORT") or "7860", help="of the page")
     demo.add_argument("--share", action="store_true", help="a public link through Gradio")
     demo.add_argument("--auth", metavar="NAME:PASSWORD", type=login, help="ask visitors for it")
     demo.add_argument("--no-browser", action="store_true", default=os.environ.get("NO_BROWSER", "0") not in ("", "0"),
@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     tracks = command("tracks", run_tracks, "look into a track file, draw it, convert it")
     tracks.add_argument("file")
-    tracks.add_argument("--out", help="write it as .npz, .json or .pth")
+    tracks.add_argument("--out", help="write it as .npz or .json")
     tracks.add_argument("--draw", metavar="PNG", help="a picture of the paths")
     tracks.add_argument("--image", help="draw on this picture")
 
@@ -146,9 +146,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--frames", type=whole,
                           help="of hands' long play (ten chunks), of real's clips (45), of drift in ablations (900)")
     evaluate.add_argument("--strips", metavar="DIR", help="a film strip for each case, or file, of hands, text and real")
-    evaluate.add_argument("--whole", action="store_true", help="hands take hold of whole things, and the rest is held still")
+    evaluate.add_argument("--whole", action="store_true",
+                          help="hands, and drags of pictures (real), take hold of whole things; the rest is held still")
     evaluate.add_argument("--charts", metavar="DIR", help="a chart for each case of the suite ablations")
-    evaluate.add_argument("--level", default="calm", choices=["calm", "full"], help="how wild the drawn world is")
+    evaluate.add_argument("--level", choices=["calm", "full"], help="how wild the drawn world is (calm)")
+    evaluate.add_argument("--seed", type=int, help="of the first held-out clip; of real, of what is drawn by chance")
     evaluate.add_argument("--json", metavar="F", help="write the figures there too")
 
     train = command("train", run_train, "train a model from nothing, or go on")
@@ -234,6 +236,10 @@ def run_generate(args) -> None:
     from . import __version__, generate, grip, video
     from .kit import load
     from .picture import read_picture
+    if not args.teacher and (args.text_scale, args.motion_scale) != (None, None):
+        raise ValueError("--text-scale and --motion-scale guide the teacher: add --teacher, or leave them out")
+    if args.whole and not args.tracks:
+        raise ValueError("--whole says what tracks take hold of: add --tracks, or leave it out")
     picture = read_picture(args.image)
     tracks = generate.read_tracks(args.tracks) if args.tracks else None
     kit = load(args.model, role="teacher" if args.teacher else "student", device=args.device, like=args.like)
@@ -323,6 +329,14 @@ def draw_tracks(tracks, image=None):
 
 def run_bench(args) -> None:
     from . import bench, rows
+    alone = {"teacher": ("fp8", "no_clean"), "rows": ("teacher", "fp8", "no_clean", "fast", "random_weights", "json")}
+    for one, others in alone.items():
+        idle = [other for other in others if getattr(args, one) and getattr(args, other)]
+        if idle:
+            said = " and no ".join("--" + name.replace("_", "-") for name in idle)
+            raise ValueError(f"--{one} takes no {said}: leave it out")
+    if args.together and not args.teacher:
+        raise ValueError("--together is for --teacher: give both, or none")
     if args.rows:
         rows.run(args.rows, args.budget, args.device)
         return
@@ -337,18 +351,20 @@ def run_bench(args) -> None:
 
 def run_eval(args) -> None:
     from . import ablations, evaluate, hands, real, words
-    both = dict(json_path=args.json, level=args.level, device=args.device)
+    seeded = {} if args.seed is None else dict(seed=args.seed)
+    both = dict(json_path=args.json, level=args.level or "calm", device=args.device, **seeded)
     played = ("hands", "ablations")
     for option, suites in (("frames", (*played, "real")), ("cases", ("world", *played)),
-                           ("strips", ("hands", "text", "real")), ("charts", played[1:]), ("whole", played[:1])):
+                           ("strips", ("hands", "text", "real")), ("charts", played[1:]), ("whole", ("hands", "real")),
+                           ("level", ("world", "hands", "text", "ablations"))):
         if getattr(args, option) and args.suite not in suites:
             raise ValueError(f"--{option} is for --suite {' and '.join(suites)}, and {args.suite} has none: leave it out")
     if bool(args.material) != (args.suite == "real"):
         raise ValueError("--suite real and --material DIR, a folder of videos and pictures, go together: give both, or none")
     some = dict(cases=tuple(args.cases)) if args.cases else {}
     if args.suite == "real":
-        real.run(args.material, args.model, args.clips, args.json, frames=args.frames or 45, strips=args.strips,
-                 device=args.device)
+        real.run(args.material, args.model, args.clips, args.json, frames=args.frames or 45, whole=args.whole,
+                 strips=args.strips, device=args.device, **seeded)
     elif args.suite == "hands":
         hands.run(args.model, args.clips or 8, long=args.frames, strips=args.strips, whole=args.whole, **some, **both)
     elif args.suite == "ablations":

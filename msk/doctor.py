@@ -95,9 +95,11 @@ def doctor(short: bool = False) -> Report:
     if not facts["models"]["tiny"]["here"]:
         missing.append("msk train all --preset tiny   # the tiny model's weights are not here")
     if facts["wait_policy"] != "passive" and device.type == "cpu":
-        missing.append("export OMP_WAIT_POLICY=PASSIVE   # spinning threads stall as soon as a browser runs beside them")
+        say = "set" if sys.platform == "win32" else "export"
+        missing.append(f"{say} OMP_WAIT_POLICY=PASSIVE   # spinning threads stall as soon as a browser runs beside them")
     if not facts["browser"]:
-        missing.append("apt-get install chromium   # the browser test of the canvas")
+        how = "apt-get install chromium" if sys.platform == "linux" else "install Chrome or Chromium"
+        missing.append(f"{how}   # the browser test of the canvas")
     return Report(facts, missing, short)
 
 

@@ -31,6 +31,13 @@ def schedule(steps: int, time_shift: float) -> list[float]:
     return [shift(1 - i / steps, time_shift) for i in range(steps)]
 
 
+def fewer(levels: list[float], steps: int) -> list[float]:
+    """So many of the levels, the first and the last among them: ([1, .86, .6], 2) -> 1, .6. One alone is the first."""
+    if not 1 <= steps <= len(levels):
+        raise ValueError(f"{steps} of {len(levels)} noise levels were asked for: use 1 to {len(levels)}")
+    return [levels[round(i * (len(levels) - 1) / max(1, steps - 1))] for i in range(steps)]
+
+
 def exact_velocity(x_t: Tensor, t: float, data: Tensor) -> Tensor:
     """The best velocity where `data` is all there is: the mean of noise - x0 over all that may lie behind x_t.
 

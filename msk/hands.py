@@ -303,8 +303,11 @@ def held(kit: Kit, shot: Take) -> Take:
 
 def play(kit: Kit, shot: Take) -> Tensor:
     """The take as the student streams it: frames [1, T, 3, H, W]."""
-    frames = shot.truth.shape[1]
-    return torch.cat(list(by_stream(kit, shot.caption, shot.truth[:, 0], shot.told, frames, shot.seed)))[None]
+    made, at = torch.empty_like(shot.truth), 0                          # filled as it comes: ten minutes are gigabytes
+    for frames in by_stream(kit, shot.caption, shot.truth[:, 0], shot.told, made.shape[1], shot.seed):
+        made[0, at:at + len(frames)] = frames
+        at += len(frames)
+    return made
 
 
 # --- reporting ----------------------------------------------------------------------------------------------------

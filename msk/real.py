@@ -5,6 +5,7 @@ student: a dense grid, and 1 to 20 points as drawn by hand. PSNR, SSIM and EPE a
 that frame them; only that here the true points are themselves found. How well shows where they are followed back again:
 
     tracks         which tracker, the share of points and frames that it is sure of, and the round trip's error in pixels
+    chance         the truth in a mirror: what a search about the right place finds in a video of something else
 
 A still picture has no truth. It is dragged by its richest texture, or by the tracks in a file of the same stem, and two
 things can be known: is what lay under the pointer found where it was dragged to, and did the rest stay?
@@ -21,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import trackers, video
+from . import grip, trackers, video
 from .config import Geometry
 from .evaluate import POINTS, Row, by_hand, by_student, epe, header, keep, misread, save_strip, through_vae
 from .generate import by_stream, onto_model, read_tracks, said_size
@@ -39,7 +40,7 @@ FOLLOWED = 256      # pixels of width at which points are followed, or the kit's
 LONGEST = 240       # pixel frames of a track file; longer ones are played faster
 FAR = 0.25          # of the width: what is farther from all that is dragged should stay
 UNREADABLE = (ValueError, OSError, ImportError)
-NAMES = ("first_frame", "tracker", "vae", "student", "student_sparse")
+NAMES = ("first_frame", "tracker", "chance", "vae", "student", "student_sparse")
 DRAWN = ("It has seen nothing but a drawn world: to it a photograph is a pattern, and these figures say how far that holds, "
          "not what the method can do.")
 
@@ -139,6 +140,8 @@ def clip_rows(kit: Kit, path: Path, frames: int, count: int, method: str, seed: 
             made = truth[:, :1].expand_as(truth)
         elif name == "tracker":
             made, found = misread(truth, asked.xy, seed)
+        elif name == "chance":
+            made = truth.flip(-1)
         elif name == "vae":
             made = through_vae(kit, truth)
         else:
@@ -189,8 +192,8 @@ def still_row(kit: Kit, first: Tensor, made: Tensor, told: Tracks) -> dict:
     """Did a picture [1, 3, H, W] do in made [1, T, 3, H, W] as it was told?
 
     epe, epe_rel: from where each moving point should be to where the patch about its origin is found; epe_still: the same of
-    a picture that stays. psnr_rest: decibels of what is FAR from all that moves, against the picture (None: nothing is);
-    psnr_rest_vae: of the picture itself through the VAE, there.
+    a picture that stays, epe_chance: of one in a mirror. psnr_rest: decibels of what is FAR from all that moves, against the
+    picture (None: nothing is); psnr_rest_vae: of the picture itself through the VAE, there.
     """
     (T, size), origin = (made.shape[1], made.new_tensor([made.shape[-1], made.shape[-2]])), told.origins()
     within = lambda xy: ((xy >= 0) & (xy < size)).all(dim=-1)                                   # of no number: False
@@ -202,7 +205,7 @@ def still_row(kit: Kit, first: Tensor, made: Tensor, told: Tracks) -> dict:
     xy = torch.where(seen[..., None], told.xy[:, :, moves], origin)
     still = first[:, None].expand_as(made)
     asked = Tracks(xy, seen, told.ids[:, moves])
-    found = trackers.register(made.contiguous(), still, xy, at=origin)
+    found, chance = (trackers.register(x.contiguous(), still, xy, at=origin) for x in (made, still.flip(-1)))
     cell = kit.geometry.stride
     y, x = (torch.arange(0, side, cell, device=made.device) + cell / 2 for side in made.shape[-2:])
     far = torch.cdist(torch.cartesian_prod(y, x).flip(-1), xy[seen]).amin(dim=1) > FAR * made.shape[-1]
@@ -210,7 +213,8 @@ def still_row(kit: Kit, first: Tensor, made: Tensor, told: Tracks) -> dict:
     rest = lambda clip: -10 * (clip[:, 1:] - first)[..., stays].square().mean().clamp_min(1e-10).log10().item()
     coded = through_vae(kit, still[:, :kit.geometry.pixel_frames(3)].to(kit.device)).to(made)
     wrong = epe(found, asked).mean().item()
-    return dict(epe=wrong, epe_rel=wrong / made.shape[-1], epe_still=epe(origin, asked).mean().item(), frames=T,
+    return dict(epe=wrong, epe_rel=wrong / made.shape[-1], epe_still=epe(origin, asked).mean().item(),
+                epe_chance=epe(chance, asked).mean().item(), frames=T,
                 psnr_rest=rest(made) if stays.any() else None, psnr_rest_vae=rest(coded) if stays.any() else None,
                 points=int(moves.sum()))
 
@@ -218,11 +222,13 @@ def still_row(kit: Kit, first: Tensor, made: Tensor, told: Tracks) -> dict:
 # --- the suite --------------------------------------------------------------------------------------------------------
 
 def run(folder, model: str | Kit = "tiny", items: int | None = None, json_path=None, *, frames: int = 45, points: int = 24,
-        seed: int = 0, method: str | None = None, strips=None, device=None, quiet: bool = False) -> dict:
+        seed: int = 0, method: str | None = None, whole: bool = False, strips=None, device=None,
+        quiet: bool = False) -> dict:
     """Measure a student on the videos and pictures of a folder and print the table; an interrupt keeps what was measured.
 
     items: at most so many files. frames: pixel frames of a clip and of a drag, whole latent frames. points: tracks along
-    each side of the frame. method: of `trackers.track`, by default `best_tracker`. strips: a folder for a film strip each.
+    each side of the frame. method: of `trackers.track`, by default `best_tracker`. whole: pictures are dragged by the whole
+    thing under each point, and the rest is held still (msk.grip), as on the canvas. strips: a folder for a film strip each.
     -> {"clips": {file: {name: `Row.summary`, "tracks": ...}}, "means": {name: ...}, "stills": {"file, drag": `still_row`},
     "skipped": {file: why}, ...}; written to json_path after each row.
     """
@@ -230,27 +236,31 @@ def run(folder, model: str | Kit = "tiny", items: int | None = None, json_path=N
     kit = model if isinstance(model, Kit) else load(model, device=device)
     kit.geometry.latent_frames(frames)
     method = method or best_tracker()
-    report = header("real", kit, frames=frames, points=points, tracker=method, clips={}, means={}, stills={}, skipped={},
-                    note=DRAWN if kit.preset.text else "")
+    report = header("real", kit, frames=frames, points=points, tracker=method, whole=whole, clips={}, means={}, stills={},
+                    skipped={}, note=DRAWN if kit.preset.text else "")
     means = {name: Row(kit.geometry.width) for name in NAMES}
 
     def of_clip(path):
-        rows = report["clips"][path.name] = {}
+        rows, parts = report["clips"].setdefault(path.name, {}), []
         for name, *measured in clip_rows(kit, path, frames, points, method, seed, strips):
             if name == "tracks":
                 rows[name], = measured
                 continue
             tracks, row = measured[-1], Row(kit.geometry.width)
             row.extra["epe_still"] = epe(tracks.xy[:, :1].expand_as(tracks.xy), tracks).mean().item()
-            for add in (row, means[name]):
-                add.add(*measured)
-            rows[name], report["means"][name] = row.summary(), means[name].summary()
+            row.add(*measured)
+            rows[name] = row.summary()
+            parts.append((name, measured))
             yield
+        for name, measured in parts:                    # no mean of a clip that could not be read to its end
+            means[name].add(*measured)
+            report["means"][name] = means[name].summary()
 
     def of_still(path):
         first = picture(path, kit.geometry)
         for name, told in asked_of(path, kit, first, frames, report["skipped"]).items():
-            made = torch.cat(list(by_stream(kit, "", first, told, told.xy.shape[1], seed)))[None]
+            hold = lambda told: grip.whole(told, first[0], kit.geometry.stride, kit.preset.tracks.max_id, seed=seed)
+            made = torch.cat(list(by_stream(kit, "", first, hold(told) if whole else told, told.xy.shape[1], seed)))[None]
             report["stills"][f"{path.name}, {name}"] = still_row(kit, first, made, told)
             if strips:
                 shown = strip(draw_tracks(made[0], told, zoom=2), 9)
@@ -288,9 +298,11 @@ def table(report: dict) -> str:
                 lines.append(f"  {name:<30}{row['psnr']:>8.2f}{row['ssim']:>8.3f}{row['epe']:>7.2f}px{row['epe_rel']:>9.4f}"
                              + (f"{row['epe_still'] / report['width']:>9.4f}" if "epe_still" in row else ""))
     if report["stills"]:
-        lines.append(f"{'pictures':<32}{'EPE':>9}{'EPE/W':>9}{'still':>9}{'rest':>8}{'VAE':>8}{'points':>8}")
+        lines += ["pictures are dragged by whole things, and the rest is held still"] * bool(report.get("whole"))
+        lines.append(f"{'pictures':<32}{'EPE':>9}{'EPE/W':>9}{'still':>9}{'chance':>9}{'rest':>8}{'VAE':>8}{'points':>8}")
     for file, row in report["stills"].items():
         lines.append(f"  {file:<30}{row['epe']:>7.2f}px{row['epe_rel']:>9.4f}{row['epe_still'] / report['width']:>9.4f}"
+                     f"{row['epe_chance'] / report['width']:>9.4f}"
                      f"{number(row['psnr_rest'], '8.2f')}{number(row['psnr_rest_vae'], '8.2f')}{row['points']:>8}")
     lines += [f"left out: {file}: {why}" for file, why in report["skipped"].items()]
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .cache import ChunkCache, FrameCache
 from .config import StreamConfig
-from .flow import add_noise, schedule, to_x0
+from .flow import add_noise, fewer, schedule, to_x0
 from .tracks import Tracks
 
 
@@ -52,11 +52,12 @@ class Roll:
         self._clean: list[tuple] = []           # what the cache was made from: (piece, x0, motion, image) of each chunk
 
     def next(self, noise: Tensor, motion: Tensor | None, image: Tensor | None, grad_at: int | None = None,
-             generator: torch.Generator | None = None) -> Tensor:
+             generator: torch.Generator | None = None, steps: int | None = None) -> Tensor:
+        """steps: of the noise levels, if not all (`flow.fewer`)."""
         self.settle()
         past, where = self._before(noise)
-        keys = None if self.config.clean else []
-        x0 = denoise(self.dit, noise, self.text, motion, image, past, self.sigmas, grad_at, generator, self.config.whole_t,
+        keys, sigmas = None if self.config.clean else [], fewer(self.sigmas, len(self.sigmas) if steps is None else steps)
+        x0 = denoise(self.dit, noise, self.text, motion, image, past, sigmas, grad_at, generator, self.config.whole_t,
                      keys, **where)
         self._fresh = x0.detach(), motion, image, past, where, keys
         return x0
@@ -178,6 +179,11 @@ class Stream:
         return dict(zip(("sink", "window"), self._roll.cache.held()))
 
     @property
+    def steps(self) -> int:
+        """Denoising steps of a chunk, unless fewer are asked for."""
+        return len(self._roll.sigmas)
+
+    @property
     def frames_wanted(self) -> int:
         """Pixel frames that the next step makes, and that its tracks must cover."""
         start, stop = self.config.span(self.index)
@@ -185,8 +191,11 @@ class Stream:
         return last - first
 
     @torch.no_grad()
-    def step(self, tracks: Tracks | None = None) -> Tensor:
-        """Make the next chunk: frames [B, T, 3, H, W] float in [0, 1], T = `frames_wanted`; None: nothing is asked."""
+    def step(self, tracks: Tracks | None = None, steps: int | None = None) -> Tensor:
+        """Make the next chunk: frames [B, T, 3, H, W] float in [0, 1], T = `frames_wanted`.
+
+        tracks: None asks for nothing. steps: denoising steps, where there is no time for all.
+        """
         kit, wanted = self.kit, self.frames_wanted
         if tracks is not None:
             tracks.check(frames=wanted, batch=1)
@@ -199,7 +208,7 @@ class Stream:
         start, stop = self.config.span(self.index)
         noise = draw(torch.empty(1, stop - start, channels, h, w, device=kit.device), self._generator)
         image = given(kit.dit, self._picture, slice(start, stop))
-        x0 = self._roll.next(noise, motion, image, generator=self._generator)
+        x0 = self._roll.next(noise, motion, image, generator=self._generator, steps=steps)
         made = self._now()
         frames, self._seen = kit.vae.decode(x0, self._seen)
         self.stats.update(denoise_ms=1000 * (made - began), decode_ms=1000 * (self._now() - made))

@@ -259,6 +259,8 @@ def _read_animation(path):
             for k in range(getattr(animation, "n_frames", 1)):
                 animation.seek(k)
                 picture = np.array(animation.convert("RGB"))
+                if (k + 1) * picture.nbytes > MAX_BYTES:
+                    raise ValueError(f"{path} is more than {MAX_BYTES >> 30} GiB of pictures: use a shorter one, or an mp4")
                 shown.append((picture, max(10, animation.info.get("duration", 42))))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not an animation that can be read ({error}): use a webp or gif file") from error

@@ -188,7 +188,8 @@ for name, line in near.items():
 # What is remembered comes out in the paper's order: sink 1 and window 1 first, no sink and window 1 last, and a long window
 # between them. The other two rows do not: here chunks of one frame and a single step score *higher*. PSNR likes a blur
 # (notebook 03), and these make more of it; the paper's student paints well enough that a single frame at a time ruins it.
-# `msk eval --suite ablations` asks the same of the shipped student, over more clips and with other rulers.
+# `msk eval --suite ablations` asks the same of the shipped student (`--cases memory`) and of small ones that, like ours, are
+# shown the picture once (`--cases once`), over more clips and with other rulers.
 #
 # ## The shipped student
 #

@@ -141,6 +141,18 @@ def test_the_two_ways_of_learning_start_from_one_student_and_part(kit):
     assert len(values) == 3 and len(set(values)) == 3 and max(values) - min(values) < 1
 
 
+def test_small_students_see_the_picture_once_and_play_with_the_memory_they_learned_with(kit, monkeypatch):
+    preset = replace(PRESETS["toy"], stream=replace(PRESETS["toy"].stream, time_shift=3.))
+    plan, found = first_shots(replace(kit, preset=preset), "once", updates=4)
+    played, play = [], ablations.hands.play
+    monkeypatch.setattr(ablations.hands, "play", lambda kit, shot: played.append(kit) or play(kit, shot))
+    for measure in plan:
+        measure()
+    memory = [(kit.preset.stream.sink, kit.preset.stream.window) for kit in played]
+    assert memory == [(1, 1), (0, 1), (0, 2)] and all(kit.dit.config.image_frames == "first" for kit in played)
+    assert len({id(kit.dit) for kit in played}) == 3 and len({row["psnr_last"] for row in found.values()}) == 3
+
+
 def test_the_whole_thing_is_told_in_a_long_play_and_each_point_by_an_id_of_its_own(kit):
     from msk import hands
     from msk.world import World
@@ -205,8 +217,9 @@ def test_an_interrupt_keeps_what_was_measured_and_what_was_finished_is_not_measu
     ablations.run(kit, 1, **asked)
     again = json.loads(path.read_text())
     assert len(made) == 6 + 4 and again["complete"] and again["cases"]["chunk"] == written["cases"]["chunk"]
-    ablations.run(kit, 2, **asked)
-    assert len(made) == 10 + 8, "asked for in another way, all is measured"
+    with pytest.raises(ValueError, match="a.json holds a report with another asked: name another file"):
+        ablations.run(kit, 2, **asked)
+    assert json.loads(path.read_text()) == again, "hours of work are not written over"
 
 
 def test_what_cannot_be_measured_is_one_sentence(kit):

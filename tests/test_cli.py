@@ -268,8 +268,18 @@ def test_each_suite_of_eval_is_handed_what_was_asked(monkeypatch, capsys):
     assert run("eval", "--cases", "teacher", "vae") == 0 and asked[-1][2]["roles"] == ("teacher", "vae")
     assert run("eval", "--suite", "real", "--material", "mine", "--clips", 2, "--frames", 21) == 0
     assert asked[-1][:2] == (real, ("mine", "tiny", 2, None)) and asked[-1][2]["frames"] == 21
+    assert run("eval", "--suite", "hands", "--seed", 1_001_000) == 0 and asked[-1][2]["seed"] == 1_001_000
+    assert "real has none" in refused(capsys, "eval", "--suite", "real", "--material", "mine", "--level", "full")
     assert "go together" in refused(capsys, "eval", "--suite", "real")
     assert "go together" in refused(capsys, "eval", "--material", "mine")
+
+
+def test_options_that_would_do_nothing_are_refused(capsys):
+    assert "--teacher takes no --fp8" in refused(capsys, "bench", "--teacher", "--fp8")
+    assert "--rows takes no --teacher and no --json" in refused(capsys, "bench", "--rows", "r", "--teacher", "--json", "f")
+    assert "--together is for --teacher" in refused(capsys, "bench", "--together")
+    assert "guide the teacher" in refused(capsys, "generate", "--image", "a.png", "--text-scale", 2)
+    assert "add --tracks" in refused(capsys, "generate", "--image", "a.png", "--whole")
 
 
 def test_debug_shows_where(monkeypatch):

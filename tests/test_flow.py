@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from msk.flow import add_noise, exact_velocity, schedule, shift, to_x0
+from msk.flow import add_noise, exact_velocity, fewer, schedule, shift, to_x0
 
 
 def test_the_velocity_leads_back_to_the_data(close):
@@ -45,3 +45,12 @@ def test_the_best_velocity_is_the_mean_over_all_lines_through_a_place(close):
     place = torch.tensor([[0.2, 0.3]])
     through = (add_noise(x0, noise, torch.tensor(t).expand(len(x0))) - place).norm(dim=1) < 0.05
     close(exact_velocity(place, t, data)[0], (noise - x0)[through].mean(0), atol=0.1)
+
+
+def test_fewer_levels_keep_the_first_and_the_last():
+    levels = [1.0, 0.86, 0.6]
+    assert fewer(levels, 3) == levels and fewer(levels, 2) == [1.0, 0.6] and fewer(levels, 1) == [1.0]
+    assert fewer([1.0, 0.94, 0.83, 0.63], 3)[::2] == [1.0, 0.63]
+    for steps in (0, 4):
+        with pytest.raises(ValueError, match=f"{steps} of 3 noise levels were asked for: use 1 to 3"):
+            fewer(levels, steps)

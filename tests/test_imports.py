@@ -29,7 +29,7 @@ MAY = {
     "wan": ROUTE | SIDE | {"weights", "kit", "checkpoints", "encoders", "fast"},     # asked for lazily, gives kits
     "evaluate": ROUTE | SIDE | {"kit"},
     "hands": ROUTE | SIDE | {"kit", "evaluate", "generate", "grip", "viz"},
-    "real": ROUTE | SIDE | {"kit", "evaluate", "generate", "hands", "picture", "viz"},
+    "real": ROUTE | SIDE | {"kit", "evaluate", "generate", "grip", "hands", "picture", "viz"},
     "words": ROUTE | SIDE | {"kit", "evaluate", "viz"},
     "ablations": ROUTE | SIDE | {"kit", "evaluate", "hands", "bench", "viz", "train"},
 }

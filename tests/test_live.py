@@ -15,6 +15,7 @@ from PIL import Image
 
 from msk.live import protocol
 from msk.live.follow import MAX_TRAIL, Follow, Follower
+from msk.live.pace import Pace
 from msk.live.protocol import ProtocolError, Sample
 from msk.live.record import Take, parse_session, read_session, recover
 from msk.live.server import LADDER, Link, Lobby, Pictures, Tokens
@@ -200,7 +201,7 @@ def test_a_chunk_is_made_as_late_as_playback_allows(play):
     until(lambda: session._chunk >= 4)
     asked = []
     step = session.streams[0].step
-    session.streams[0].step = lambda tracks: (asked.append(session._next_due - time.monotonic()), step(tracks))[1]
+    session.streams[0].step = lambda tracks, steps: (asked.append(session._next_due - time.monotonic()), step(tracks))[1]
     until(lambda: len(asked) >= 3)
     assert min(asked) < 0.4                                     # of the half second that a chunk plays
 
@@ -271,7 +272,7 @@ def test_a_stream_that_fails_says_so_and_can_be_begun_again(play):
     session = play()
     session.start()
     until(lambda: len(moving(session)) > 3)
-    session.streams[0].step = lambda tracks: 1 / 0
+    session.streams[0].step = lambda tracks, steps: 1 / 0
     until(lambda: session.state == "failed")
     assert any("division by zero" in e["message"] for e in session.events if e["type"] == "error")
     count = len(moving(session))
@@ -347,7 +348,7 @@ def test_a_session_file_plays_the_same_frames_again_to_the_last_bit(kit, tmp_pat
     from msk.live.replay import replay, whole
     from msk.stream import Stream
     session = Session(lambda prompt, image, seed: Stream(kit, prompt, image, seed=seed), kit.geometry, folder=tmp_path,
-                      name="toy", max_id=kit.preset.tracks.max_id)
+                      name="toy", max_id=kit.preset.tracks.max_id, fps=5000)         # so fast that steps have to go
     shown = []
     session.on_frame = shown.append
     try:
@@ -373,7 +374,37 @@ def test_a_session_file_plays_the_same_frames_again_to_the_last_bit(kit, tmp_pat
     assert kept["shown"] == len(frames) == len(again)
     assert all(np.array_equal(a, b.permute(1, 2, 0).numpy()) for a, b in zip(frames, again))
     assert any("say" in c for c in kept["chunks"]) and any(c.get("anchor") for c in kept["chunks"])
+    assert {c.get("steps") for c in kept["chunks"]} == {None, 2, 1}
     assert whole(kept).xy.shape[1] == sum(c["frames"] for c in kept["chunks"])
+
+
+# -- pace --------------------------------------------------------------------------------------------------------------
+
+def test_a_late_chunk_is_forgiven_and_two_take_a_step_off():
+    pace = Pace(3, fewest=2)
+    assert [pace.took(1.2, 1), pace.took(.8, 1), pace.took(1.2, 1)] == [False] * 3 and pace.steps == 3
+    assert pace.took(1.1, 1) and pace.steps == 2
+    assert not pace.took(5, 1) and not pace.took(5, 1) and pace.steps == 2, "and there are never fewer than the fewest"
+
+
+def test_a_step_comes_back_when_four_chunks_had_time_for_it():
+    pace = Pace(3, fewest=1)
+    for _ in range(4):
+        pace.took(2, 1)
+    assert pace.steps == 1
+    assert [pace.took(.4, 1) for _ in range(4)] == [False, False, False, True] and pace.steps == 2
+    assert not any(pace.took(.7, 1) for _ in range(8)), "three steps would take 1.05 of the time"
+    assert [pace.took(.6, 1) for _ in range(4)][-1] and pace.steps == 3
+    assert not any(pace.took(.1, 1) for _ in range(8)) and pace.steps == 3, "there are no more"
+
+
+def test_a_machine_that_falls_behind_makes_chunks_in_fewer_steps_and_says_so(play):
+    session = play(cost=.6, fps=24, fewest=2)       # three steps: .6 s for half a second of video; two: .4 s
+    session.start()
+    until(lambda: session.streams and len(session.streams[0].stepped) >= 5, 30)
+    assert session.streams[0].stepped[:5] == [3, 3, 2, 2, 2]
+    said = [event["steps"] for event in session.events if event["type"] == "chunk"]
+    assert said[:4] == [[3, 3], [3, 3], [2, 3], [2, 3]]
 
 
 def test_another_prompt_and_a_fresh_anchor_come_with_the_next_chunk_and_are_kept(play, tmp_path):

@@ -65,6 +65,7 @@ def test_doing_nothing_reads_as_the_known_shift_and_the_truth_as_none(toy, folde
     assert rows["first_frame"]["epe"] == pytest.approx(MEAN, rel=.1)
     assert rows["student"]["epe_still"] == pytest.approx(MEAN, rel=.05), "as the tracker finds it"
     assert rows["student"]["epe"] < .1 and rows["student_sparse"]["epe"] < .1 and rows["student"]["psnr"] > 99
+    assert 1 < rows["chance"]["epe"] < 2 * MEAN + 16 * SIZE / 96, "something is found in anything, but not the point"
     assert rows["tracks"]["tracker"] == "dis" and rows["tracks"]["round_trip"] < .3 and rows["tracker"]["epe"] < .5
     assert set(report["means"]) == set(real.NAMES) and 1 <= rows["student_sparse"]["points"] <= rows["student"]["points"]
 
@@ -84,6 +85,16 @@ def test_a_track_file_drives_the_picture_of_its_stem(toy, folder, monkeypatch):
                                                                  torch.full((FRAMES,), 45.)], -1))
     assert row["points"] == 1 and row["epe_still"] == pytest.approx(2 * MEAN), "beyond the crop is nothing"
     assert row["epe"] == pytest.approx(row["epe_still"], rel=.1) and row["psnr_rest"] == pytest.approx(100)
+
+
+def test_whole_things_are_dragged_and_the_rest_is_held(toy, folder, monkeypatch):
+    told = []
+    monkeypatch.setattr(real, "by_stream", lambda kit, prompt, first, tracks, frames, seed:
+                        [told.append(tracks) or first.expand(frames, -1, -1, -1)])
+    monkeypatch.setattr(real, "material", lambda _: [folder / "photo.png"])
+    row, = measured(toy, folder, whole=True)["stills"].values()
+    stays = (told[0].xy == told[0].xy[:, :1]).all(dim=-1).all(dim=1)[0]
+    assert stays.sum() > 16 and row["points"] == 1, "the rest is told of, and is not measured"
 
 
 @pytest.mark.parametrize("shift", [6, 12])
@@ -125,7 +136,7 @@ def test_an_interrupt_keeps_what_was_measured(toy, folder, tmp_path, monkeypatch
     monkeypatch.setattr(real, "material", lambda _: [folder / "slides.mp4"])
     measured(toy, folder, json_path=tmp_path / "r.json")
     written = json.loads((tmp_path / "r.json").read_text())
-    assert set(written["clips"]["slides.mp4"]) == {"tracks", "first_frame", "tracker", "vae"} and not written["complete"]
+    assert set(written["clips"]["slides.mp4"]) == {"tracks", *real.NAMES[:4]} and not written["complete"]
 
 
 def test_a_clip_is_read_no_further_than_is_wanted_and_in_whole_latent_frames(folder, monkeypatch):

@@ -135,6 +135,15 @@ def test_one_step_goes_straight_to_the_clean_prediction(make_dit, clip, close):
 
 # the stream
 
+def test_a_chunk_in_fewer_steps_is_that_of_a_stream_with_fewer_levels(kit, close):
+    levels = schedule(kit.preset.stream.steps, kit.preset.stream.time_shift)
+    few = replace(kit.preset.stream, levels=(levels[0], levels[-1]))
+    stream, other = Stream(kit, seed=3), Stream(kit, seed=3, config=few)
+    assert (stream.steps, other.steps) == (3, 2)
+    for _ in range(3):
+        close(stream.step(steps=2), other.step(), 1e-6)
+
+
 def test_chunks_come_in_nines_and_then_twelves(kit):
     stream = Stream(kit)
     for i, frames in enumerate((9, 12, 12)):

@@ -265,6 +265,79 @@ def test_the_whole_pipeline_leaves_a_kit_that_streams(tmp_path):
     assert stream.step(None).shape == (1, 9, 3, 32, 32) and stream.step(None).shape == (1, 12, 3, 32, 32)
 
 
+def test_a_stage_that_was_begun_is_not_begun_again_by_mistake(tmp_path):
+    main("vae", TOY, .01, tmp_path, threads=1)
+    kept = (tmp_path / "vae.ckpt").read_bytes()
+    with pytest.raises(ValueError, match="holds an earlier run of vae: go on with --resume, or name another folder"):
+        main("all", TOY, .01, tmp_path, threads=1)
+    assert (tmp_path / "vae.ckpt").read_bytes() == kept
+
+
+def test_resume_skips_what_is_done_and_not_what_came_with_the_kit_it_started_from(tmp_path, monkeypatch):
+    from msk.train import pipeline
+    for role in ("teacher", "student"):
+        Kit.random(TOY, seed=4, role=role).save(tmp_path / "kit")
+    ran, patience = [], ["teacher", "causal"]
+
+    def stage(name):
+        def trainer(preset, out, budget, device, **options):
+            ran.append(name)
+            if patience and patience[0] == name:
+                patience.pop(0)
+                raise KeyboardInterrupt
+        return trainer
+
+    monkeypatch.setattr(pipeline, "TRAINERS", {name: stage(name) for name in pipeline.STAGES})
+    how = dict(init=tmp_path / "kit", threads=1)
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            main("all", TOY, 1., tmp_path / "run", resume=resume, **how)
+    main("all", TOY, 1., tmp_path / "run", resume=True, **how)
+    assert ran == ["teacher", "teacher", "causal", "causal", "distill"]
+    assert not (tmp_path / "run" / "student.safetensors").exists(), "an old student would not fit a new track head"
+    with pytest.raises(ValueError, match="a VAE is always trained from nothing"):
+        main("vae", TOY, 1., tmp_path / "other", **how)
+
+
+def test_trajectories_that_were_made_are_kept_when_interrupted(tmp_path, monkeypatch):
+    from msk.train import ode, pipeline
+    from msk.weights import read_weights
+    Kit.random(TOY, seed=4, role="teacher").save(tmp_path)
+    sample, made = ode.trajectory, []
+
+    def impatient(*order):
+        made.append(order)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return sample(*order)
+
+    monkeypatch.setattr(pipeline.ode, "trajectory", impatient)
+    again = lambda: pipeline.train_causal(TOY, tmp_path, Budget(steps=1), torch.device("cpu"), clips=6, batch=2)
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    kept = read_weights(tmp_path / "trajectories.part.safetensors")["latents"]
+    assert len(kept) == 4
+    again()
+    whole = read_weights(tmp_path / "trajectories.safetensors")["latents"]
+    assert torch.equal(whole[:4], kept) and len(whole) == 6 and not (tmp_path / "trajectories.part.safetensors").exists()
+    assert not any(torch.equal(whole[4 + i], kept[i]) for i in range(2)), "other clips than those that were there"
+
+
+def test_a_gradient_that_is_not_finite_touches_no_weight():
+    module = torch.nn.Linear(2, 1, bias=False)
+    learner, before = Learner(module, 1.), module.weight.detach().clone()
+    loss = (module(torch.zeros(1, 2)) * 0).sqrt().sum() * 1e0                       # finite, with a slope that is not
+    with pytest.raises(FloatingPointError, match="gradient became nan"):
+        learner.update(loss, .5)
+    assert torch.equal(module.weight, before) and module.weight.grad is None
+
+
+def test_more_clips_than_a_store_holds_are_refused():
+    pool = Pool(TOY, Kit.random(TOY).vae, capacity=4, frames=9)
+    with pytest.raises(ValueError, match="5 clips do not fit into a store of 4"):
+        pool.grow(5)
+
+
 def test_presets_without_a_text_encoder_cannot_be_trained_here():
     with pytest.raises(ValueError, match="wan2.1-1.3b has no text encoder"):
         main("vae", "wan2.1-1.3b", 1.)

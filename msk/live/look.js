@@ -19,8 +19,10 @@ const STAGE_CSS = `
 .dot { width: 9px; height: 9px; border-radius: 50%; background: var(--dim); transition: background .2s; }
 .dot.playing { background: var(--live); box-shadow: 0 0 0 4px rgb(61 220 151 / .18); }
 .dot.paused { background: #ffc857; } .dot.failed, .dot.lost { background: var(--pin); }
-.hud { display: flex; gap: 14px; color: var(--dim); }
+.hud { display: flex; gap: 12px; color: var(--dim); }
 .hud b { color: var(--ink); font-weight: 600; }
+.memory { display: inline-flex; gap: 2px; } .memory i { width: 6px; height: 10px; border-radius: 2px; background: var(--dim); }
+.memory .sink { background: var(--path); } .memory .now { background: var(--live); } .fewer { color: #e0a030; }
 
 .screen { position: relative; width: 100%; max-height: 68vh; margin: 0 auto; border-radius: 10px; overflow: hidden;
   background: #05070a; color: #e8ecf3; touch-action: none; user-select: none; -webkit-user-select: none; }
@@ -90,7 +92,7 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
 @media (max-width: 520px) {
   .stage { padding: 8px; border-radius: 12px; }
   .head { flex-direction: column; align-items: stretch; gap: 4px; height: 42px; }
-  .hud { justify-content: space-between; gap: 8px; font-size: 12px; padding: 0 4px; }
+  .hud { justify-content: space-between; gap: 8px; font-size: 12px; padding: 0 4px; } .work { display: none; }
   kbd { display: none; } button, select { height: 40px; padding: 0 9px; } button.square { width: 40px; }
   .bar { gap: 5px; }
   .tools { gap: 4px; } .tools > * { padding: 3px; gap: 2px; } .tools button { height: 52px; font-size: 10.5px; }
@@ -197,7 +199,8 @@ const STAGE_HTML = `
     <div class="hud" aria-hidden="true"><span><b class="fps">–</b> fps</span>
       <span title="from moving the pointer to a frame that knows of it (median; of 95 in a hundred at most)"><b
         class="ms">–</b> ms, p95 <b class="p95">–</b></span>
-      <span>chunk <b class="chunk">–</b></span>
+      <span class="made" title="no chunk has been made yet">chunk <b class="chunk">–</b> <span class="memory"></span> <span
+        class="work"><b class="took">–</b> ms<span class="fewer"></span></span></span>
       <span title="JPEG quality: falls when the link is thin">q<b class="q">–</b></span>
       <span class="way" title="how frames come: ws, a WebSocket; http, where a proxy lets none through"></span>
     </div>

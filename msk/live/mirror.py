@@ -40,6 +40,7 @@ class Mirror:
     """Plays the part of `Stream`; its frames are the picture, dimmed, and on it each cell that a track speaks in."""
 
     memory = {"sink": [], "window": []}
+    steps = 1
 
     def __init__(self, kit, image=None):
         self.kit, self.geometry, self.eye = kit, kit.geometry, Eye(kit)
@@ -63,7 +64,7 @@ class Mirror:
 
     settle = anchor
 
-    def step(self, tracks: Tracks | None = None) -> Tensor:
+    def step(self, tracks: Tracks | None = None, steps: int | None = None) -> Tensor:
         """Frames [1, T, 3, H, W], T = `frames_wanted`: each shows the latent frame that it belongs to."""
         wanted, sub, start = self.frames_wanted, self.geometry.time_stride, self.index == 0
         size = self.geometry.height, self.geometry.width

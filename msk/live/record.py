@@ -350,7 +350,8 @@ def _holds(chunk: dict) -> bool:
             and (seen.shape == (count, len(ids)) or not ids)
             and len(chunk["origin"]) == len(ids) and _places(chunk["origin"])
             and len(chunk["who"]) == len(ids) and all(kind in MARKS and _names([id]) for id, kind in chunk["who"])
-            and all(_fits(group, count) for group in held) and [type(v) for v in hold] == [bool, bool]
+            and all(_fits(group, count) for group in held) and _names([steps := chunk.get("steps", 1)]) and 0 < steps <= 1000
+            and [type(v) for v in hold] == [bool, bool]
             and isinstance(chunk.get("say", ""), str) and isinstance(chunk.get("points", []), list))
 
 

@@ -75,7 +75,7 @@ def replay(kit, session: dict) -> Iterator[Tensor]:
         if stream.frames_wanted != chunk["frames"]:
             raise ValueError(f"chunk {k} of the session has {chunk['frames']} frames where {kit.name} makes "
                              f"{stream.frames_wanted}: use the model it names, {session['model']}")
-        made = stream.step(tracks_of(chunk))[0]
+        made = stream.step(tracks_of(chunk), chunk.get("steps"))[0]
         made = made if left is None else made[:left]
         left = None if left is None else left - len(made)
         if not len(made):

@@ -5,7 +5,7 @@ player hands out frames when they are due (`ahead` seconds early, for the journe
 what stands under the lock, so no call waits for the model.
 
 The session knows an environment, not a model: `open_stream(prompt, image, seed)` gives something with `frames_wanted`,
-`step(tracks) -> frames [1, T, 3, H, W]`, `settle()`, `reset()`, `say(prompt)`, `anchor()` and `memory`.
+`step(tracks, steps) -> frames [1, T, 3, H, W]`, `steps`, `settle()`, `reset()`, `say(prompt)`, `anchor()` and `memory`.
 """
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from ..picture import fitted, read_picture
 from ..tracks import Tracks
 from .follow import Follow, Follower
 from .hold import Hold
+from .pace import Pace
 from .points import Deeds, Look, Point, Way
 from .protocol import MAX_NODES, MAX_POINTS, Mark, ProtocolError, Sample
 from .record import Take, check_session, find, read_session
@@ -69,7 +70,7 @@ class Session:
     def __init__(self, open_stream: Callable, geometry, *, name: str = "", revision: str = "", max_id: int = 16384,
                  folder: str | Path | None = None, follow: Follow | None = None, fps: float | None = None,
                  eye: Callable | None = None, ahead: float = 0.12, idle_after: float = 900.0, cut: Callable | None = None,
-                 rest: bool = False):
+                 rest: bool = False, fewest: int = 1):
         self.open_stream, self.geometry, self.name, self.revision = open_stream, geometry, name, revision
         self.max_id, self.eye = max_id, eye             # eye(tracks, start) -> [F, h, w, 3] uint8: what the model is told
         self.folder = Path(folder) if folder else None
@@ -87,6 +88,7 @@ class Session:
         self._changed = threading.Condition(threading.RLock())
         self._deeds, self._held = Deeds(), {}           # looks of the points that are in a hand, from before
         self._stream = None
+        self._fewest, self._pace = fewest, Pace(1)      # denoising steps of a chunk, at least; and of the next one
         self._want_open = self._want_reset = self._closed = False
         self._writing = False                           # a frame that is shown is on its way into a take
         self._ending: deque[Take] = deque()             # takes to be closed
@@ -790,6 +792,7 @@ class Session:
         if fresh or self._stream is None:
             self._stream = None
             self._stream = self.open_stream(prompt, image, seed)
+            self._pace = Pace(self._stream.steps, self._fewest)
         else:
             self._stream.reset(prompt=prompt, seed=seed)
         self._told = prompt
@@ -867,9 +870,9 @@ class Session:
     def _ask_again(self, frames: int) -> tuple[dict, list[list[Mark]]] | None:
         """The same from the kept session that is played again; None: it does not fit, and is left out."""
         record = self._script[0]
-        if record["frames"] != frames:
+        if record["frames"] != frames or record.get("steps", 1) > self._pace.full:
             self._leave_script()
-            self._send({"type": "note", "message": "the kept session was made in chunks of another length: it goes on live"})
+            self._send({"type": "note", "message": "the kept session was made in other chunks or steps: it goes on live"})
             return None
         self._script.popleft()
         if "points" in record:
@@ -894,7 +897,7 @@ class Session:
             self._hold_at = self._index + frames
         self._anchor = bool(record.get("anchor"))
         self.prompt = record.get("say", self.prompt)
-        kept = {k: record[k] for k in ("ids", "who", "xy", "origin", "seen", "held") if k in record}
+        kept = {k: record[k] for k in ("ids", "who", "xy", "origin", "seen", "held", "steps") if k in record}
         return kept, marks or [[] for _ in range(frames)]
 
     def _make_chunk(self) -> None:
@@ -906,6 +909,8 @@ class Session:
             again = self._ask_again(frames) if self._script else None
             asked, marks = again or self._ask(frames, chunk == 0, began)
             record = {"chunk": chunk, "frames": frames, **asked}
+            if not again and self._pace.steps < self._pace.full:
+                record["steps"] = self._pace.steps
             if chunk == 0 or points != self._written:
                 record["points"] = self._written = points
             if (holds := (self.hold.grips, self.hold.rest)) != self._noted:
@@ -923,7 +928,7 @@ class Session:
             self._stream.anchor()
             record["anchor"] = True
         tracks = tracks_of(record)
-        made = self._stream.step(tracks)[0]                                                                 # [T, 3, H, W]
+        made = self._stream.step(tracks, record.get("steps"))[0]                                            # [T, 3, H, W]
         pictures = made.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with self._changed:
             now = time.monotonic()
@@ -938,13 +943,18 @@ class Session:
             self._keep(record)                          # before any of it is seen
             self._changed.notify_all()
         self._stream.settle()
-        self._cycle.append(time.monotonic() - began)
+        took = time.monotonic() - began
         with self._changed:
+            self._cycle.append(took)
             if era == self._era:
                 if again:
                     self._tell()
                 self._send({"type": "chunk", "chunk": chunk, "frames": frames, "made": round(1000 * self._making[-1], 1),
-                            "whole": round(1000 * self._cycle[-1], 1), "memory": self._stream.memory})
+                            "whole": round(1000 * took, 1), "memory": self._stream.memory,
+                            "steps": [record.get("steps", self._pace.full), self._pace.full]})
+                if not again and self._pace.took(took, frames / self.fps):
+                    self._making.clear()
+                    self._cycle.clear()
         if look:
             self._send_map(look, tracks, chunk)
 

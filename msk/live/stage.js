@@ -278,6 +278,8 @@ function mountStage(el, host) {
       maps.set(m.chunk, m);
       for (const chunk of maps.keys()) if (chunk < m.chunk - 4) maps.delete(chunk);
       showMap();
+    } else if (m.type === "chunk") {
+      showMade(m);
     } else if (m.type === "queue") {
       veil.textContent = m.message; veil.classList.add("on"); setState("queue");
     } else if (m.type === "error") note(m.message, true, 8);
@@ -368,6 +370,17 @@ function mountStage(el, host) {
         backgroundSize: `${100 * told.frames}% 100%`, backgroundPosition: `${100 * i / Math.max(1, told.frames - 1)}% 0` });
       return tile;
     }));
+  }
+
+  // What the latest chunk took, and what the next one will see of those before it.
+  function showMade({ chunk, whole, steps: [steps, full], memory: { sink, window } }) {
+    const pieces = [...sink.map(() => "sink"), ...window.map(() => "window"), "now"];
+    $(".memory").replaceChildren(...pieces.map((what) => Object.assign(document.createElement("i"), { className: what })));
+    $(".took").textContent = whole.toFixed(0);
+    $(".fewer").textContent = steps < full ? `, ${steps}/${full} steps` : "";
+    $(".made").title = `Chunk ${chunk} took ${whole.toFixed(0)} ms in ${steps} denoising steps${
+      steps < full ? ` (of ${full}: the machine is busy)` : ""}. The next one sees the sink (${sink.join(", ") || "nothing"}) and the window (${
+      window.join(", ") || "nothing"}).`;
   }
 
   function tick() {

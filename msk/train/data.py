@@ -83,6 +83,8 @@ class Pool:
     @torch.no_grad()
     def grow(self, count: int) -> None:
         """Render and encode `count` more clips; the oldest make room."""
+        if count > self.capacity:
+            raise ValueError(f"{count} clips do not fit into a store of {self.capacity}: ask for fewer at once")
         seed = (self.seed + self.made * 7919) % HELD_OUT
         clip = self.world.sample(count, self.frames, seed=seed, device=self.device)
         generator = torch.Generator(device=self.device).manual_seed(seed)

@@ -107,6 +107,11 @@ class Learner:
                                      f"or resume from the last checkpoint")
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.params, self.clip)
+        if not torch.isfinite(norm):                                    # before any weight is touched: what is kept is good
+            for p in self.params:
+                p.grad = None
+            raise FloatingPointError(f"the gradient became {norm.item()} at update {self.updates}: lower the learning rate, "
+                                     f"or resume from the last checkpoint")
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * self.schedule(progress)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -205,27 +206,34 @@ def train_causal(preset: Preset, out: Path, budget: Budget, device, *, level: st
                  batch: int = 12, lr: float = 4e-4, real: float = .75) -> None:
     """At most two fifths of the time for trajectories of the guided teacher, the rest for regression under causal masks.
 
-    real: share of batches that are real clips on straight lines to noise, beside the teacher's trajectories.
+    An interrupt keeps the trajectories that are made. real: share of batches that are real clips on straight lines to noise,
+    beside the teacher's trajectories.
     """
     torch.manual_seed(2)
     models, path = load_teacher(preset, out, device), out / "trajectories.safetensors"
     if not path.exists():
-        store: list[ode.Trajectories] = []
-        pool, began = make_pool(preset, out, device, capacity=64, level=level, seed=11), time.monotonic()
-        generator, steps = torch.Generator().manual_seed(2), 4 * preset.stream.steps
+        part = path.with_suffix(".part.safetensors")
+        store = [ode.Trajectories(**read_weights(part))] if part.exists() else []
+        made, began = sum(len(s.latents) for s in store), time.monotonic()
+        torch.manual_seed(2 + made)
+        pool = make_pool(preset, out, device, capacity=max(64, 4 * batch), level=level, seed=11 + made)
+        generator, steps = torch.Generator().manual_seed(2 + made), 4 * preset.stream.steps
         limit = budget.seconds * .4 if budget.seconds else float("inf")
-        with tqdm(total=clips, desc="trajectories", unit="clip") as bar:
-            while bar.n < clips and time.monotonic() - began < limit:
-                pool.grow(batch)
-                with autocast(device), torch.no_grad():
-                    drawn = pool.draw(batch, LATENT_FRAMES, generator, none=.05)
-                    cond = condition(models, drawn)
-                    paths = ode.trajectory(models.dit, cond, torch.randn_like(drawn.latents), preset.stream, steps,
-                                           preset.text_scale, preset.motion_scale)
-                store.append(ode.Trajectories(*(z.cpu().half() for z in paths.tensors().values())))
-                bar.update(batch)
-        whole = ode.Trajectories(*(torch.cat(z) for z in zip(*(s.tensors().values() for s in store))))
-        save_weights(whole.tensors(), path)
+        try:
+            with tqdm(total=clips, initial=made, desc="trajectories", unit="clip") as bar:
+                while bar.n < clips and (not store or time.monotonic() - began < limit):
+                    pool.grow(batch)
+                    with autocast(device), torch.no_grad():
+                        drawn = pool.draw(batch, LATENT_FRAMES, generator, none=.05)
+                        cond = condition(models, drawn)
+                        paths = ode.trajectory(models.dit, cond, torch.randn_like(drawn.latents), preset.stream, steps,
+                                               preset.text_scale, preset.motion_scale)
+                    store.append(ode.Trajectories(*(z.cpu().half() for z in paths.tensors().values())))
+                    bar.update(batch)
+        finally:
+            if store:
+                save_weights({name: torch.cat([s.tensors()[name] for s in store]) for name in store[0].tensors()}, part)
+        part.replace(path)
         budget.spent += time.monotonic() - began
     paths = ode.Trajectories(**read_weights(path))
     student = load_dit(preset, out / "teacher.safetensors", device)
@@ -233,11 +241,11 @@ def train_causal(preset: Preset, out: Path, budget: Budget, device, *, level: st
     checkpoint = Checkpoint(out / "causal.ckpt", budget, student=learner)
     checkpoint.resume()
     pool = make_pool(preset, out, device, capacity=2048, level=level, seed=12 + budget.done)
-    fill_pool(pool, 64)
+    fill_pool(pool, max(64, 4 * batch))
 
     def batches() -> Iterator[ode.Trajectories]:
         generator, taught = torch.Generator().manual_seed(budget.done), ode.shuffled(paths, batch, device, seed=budget.done)
-        clips = pool.batches(batch, LATENT_FRAMES, fresh=2, seed=budget.done, none=.05)
+        clips = pool.batches(batch, LATENT_FRAMES, fresh=max(2, batch // 6), seed=budget.done, none=.05)
         while True:
             if torch.rand((), generator=generator) < real:
                 drawn = next(clips)
@@ -267,8 +275,8 @@ def train_distill(preset: Preset, out: Path, budget: Budget, device, *, level: s
     checkpoint = Checkpoint(out / "distill.ckpt", budget, student=student_learner, critic=critic_learner)
     checkpoint.resume()
     pool = make_pool(preset, out, device, capacity=512, level=level, seed=23 + budget.done)
-    fill_pool(pool, 64)
-    asked = pool.batches(batch, LATENT_FRAMES, fresh=2, seed=budget.done, none=.05, masking=.2)
+    fill_pool(pool, max(64, 4 * batch))
+    asked = pool.batches(batch, LATENT_FRAMES, fresh=max(2, batch // 4), seed=budget.done, none=.05, masking=.2)
 
     def cycle(_) -> tuple[Tensor, dict]:
         student.requires_grad_(False)
@@ -357,7 +365,8 @@ def run(out: Path, title: str, steps: Iterator[Step], every: int = 20) -> None:
 ON_GPU = {"vae": dict(batch=192), "teacher": dict(batch=256, warm_pool=4096, capacity=32768),
           "causal": dict(clips=4096, batch=128), "distill": dict(batch=64)}
 TRAINERS = {"vae": train_vae, "teacher": train_teacher, "causal": train_causal, "distill": train_distill}
-LEAVES = {"vae": "vae", "teacher": "teacher", "causal": "causal", "distill": "student"}
+READS = {"vae": (), "teacher": ("vae",), "causal": ("vae", "teacher", "track_head", "text"),
+         "distill": ("vae", "teacher", "track_head", "text", "causal")}
 
 
 def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600., out: str | Path = "runs/tiny", *,
@@ -365,8 +374,9 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
          level: str = "calm", init: str | Path | None = None, size: int | None = None) -> Path:
     """Train one stage or all of them for `budget` seconds; the folder `out` becomes a kit that `msk.load(out)` opens.
 
-    resume: go on from the checkpoints in `out`, and with "all" skip the stages that are done. level: see `World`.
-    init: a kit folder to start from; its parts stand in for stages that were not run here, and the teacher goes on from it.
+    resume: go on from the checkpoints in `out`, and with "all" skip the stages that are done; without it a folder in which
+    a stage was begun is refused. level: see `World`. init: a kit folder to start from: its parts stand in for stages that
+    were not run here, the teacher goes on from it, and "all" keeps its VAE, whose latents the teacher knows.
     size: rows and columns of pixels, in place of the preset's; weights of another size fit, as nothing in them counts cells.
     """
     if stage not in (*STAGES, "all"):
@@ -380,28 +390,34 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         preset = replace(preset, geometry=replace(preset.geometry, height=size, width=size))
     if preset.text is None:
         raise ValueError(f"{preset.name} has no text encoder that could be trained here: use tiny or toy")
+    if init is not None and stage == "vae":
+        raise ValueError("a VAE is always trained from nothing: leave --init out")
     out, device = Path(out), torch.device(device) if device is not None else best_device()
+    stages = (stage,) if stage != "all" else STAGES if init is None else STAGES[1:]
+    begun = [name for name in stages if (out / f"{name}.ckpt").exists()]
+    if begun and not resume:
+        raise ValueError(f"{out} holds an earlier run of {', '.join(begun)}: go on with --resume, or name another folder "
+                         "with --out")
     out.mkdir(parents=True, exist_ok=True)
     if threads:
         torch.set_num_threads(threads)
     keep_memory()
     if init is not None:
-        for part in ("vae", "teacher", "track_head", "text", "causal", "student"):
+        for part in READS[stages[0]]:
             source = Path(init) / f"{part}.safetensors"
             if source.exists() and not (out / source.name).exists():
                 save_weights({n: w.float() for n, w in read_weights(source).items()}, out / source.name)
-    for name in STAGES if stage == "all" else (stage,):
-        done = out / f"{LEAVES[name]}.safetensors"
+    for name in stages:
+        done = out / f"{name}.done"                     # weights alone do not say so: they may have come with `init`
         if resume and stage == "all" and done.exists():
             continue
-        if not resume:
-            for old in (f"{name}.ckpt", f"{name}.jsonl", *(["trajectories.safetensors"] if name == "causal" else [])):
-                (out / old).unlink(missing_ok=True)
-        seconds = budget * (SHARE[name] if stage == "all" else 1.)
+        done.unlink(missing_ok=True)
+        seconds = budget * SHARE[name] / sum(SHARE[s] for s in stages)
         options = {} if name == "vae" else {"level": level}
         options |= ON_GPU[name] if device.type == "cuda" else {}
         options |= {"init": Path(init)} if init is not None and name == "teacher" else {}
         TRAINERS[name](preset, out, Budget(seconds=seconds), device, **options)
+        done.touch()
     write_whole(out / "config.json", json.dumps(preset.to_dict(), indent=2).encode() + b"\n")
     return out
 
@@ -419,6 +435,8 @@ def ship(out: str | Path, folder: str | Path) -> Path:
 
 def keep_memory() -> None:
     """Ask glibc to keep freed blocks: handing every large tensor back to the system costs a third of the time on CPU."""
+    if sys.platform != "linux":
+        return
     try:
         libc = ctypes.CDLL(None)
         for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-4, 0)):     # mmap threshold, trim threshold, mmaps

@@ -30,11 +30,14 @@ def red_centre(pixels: np.ndarray) -> tuple[float, float] | None:
 
 
 class ExactStream:
-    """The methods of msk.stream.Stream; `cost` seconds for a chunk stand for a model's work."""
+    """The methods of msk.stream.Stream; `cost` seconds for a chunk of all its steps stand for a model's work."""
+
+    steps = 3
 
     def __init__(self, kit, prompt="", image=None, *, seed=0, cost=0.03, chunk=3):
         self.kit, self.cost, self.chunk = kit, cost, chunk
         self.asked = []                             # the tracks of every step
+        self.stepped = []                           # and how many steps each was made in
         self.settled = 0
         self.said = []                              # (chunk before which it was said, prompt)
         self.anchors = []
@@ -52,9 +55,10 @@ class ExactStream:
         first, last = self.kit.geometry.span(self.index * self.chunk, self.chunk)
         return last - first
 
-    def step(self, tracks=None):
+    def step(self, tracks=None, steps=None):
         wanted = self.frames_wanted
-        time.sleep(self.cost)
+        time.sleep(self.cost * (steps or self.steps) / self.steps)
+        self.stepped.append(steps or self.steps)
         self.asked.append(tracks)
         frames = []
         for t in range(wanted):
