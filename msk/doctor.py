@@ -33,14 +33,29 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @dataclass
 class Report:
-    """Facts as a dict, and as lines to read; `missing` lists what one would have to do."""
+    """Facts as a dict, and as lines to read; `missing` lists what one would have to do. short: four lines of them."""
     facts: dict
     missing: list[str] = field(default_factory=list)
+    short: bool = False
 
     def to_dict(self) -> dict:
         return {**self.facts, "missing": self.missing}
 
     def __str__(self) -> str:
+        lines = self._few() if self.short else self._all()
+        return "\n".join(f"{name:<10} {text}" for name, text in lines)
+
+    __repr__ = __str__
+
+    def _few(self) -> list[tuple[str, str]]:
+        f = self.facts
+        todo = "; ".join(line.split("   #")[0] for line in self.missing)
+        return [("msk", f"{f['msk']} on Python {f['python']}, torch {f['torch']}"),
+                ("device", f"{f['device']} ({f['device_name']}), {f['dtype']}"),
+                ("threads", f"{f['threads']} of {f['cores']} cores"),
+                ("missing", f"{todo}   (more: msk.doctor())" if todo else "nothing")]
+
+    def _all(self) -> list[tuple[str, str]]:
         f = self.facts
         lines = [("msk", f"{f['msk']} on Python {f['python']}, torch {f['torch']}, {f['platform']}"),
                  ("device", f"{f['device']} ({f['device_name']})"),
@@ -54,14 +69,11 @@ class Report:
         for group in ("extras", "models"):
             lines += [(group if k == 0 else "", f"{'+' if about['here'] else '-'} {name:<14} {about['about']}")
                       for k, (name, about) in enumerate(f[group].items())]
-        lines += [("to do" if k == 0 else "", line) for k, line in enumerate(self.missing)]
-        return "\n".join(f"{name:<10} {text}" for name, text in lines)
-
-    __repr__ = __str__
+        return lines + [("to do" if k == 0 else "", line) for k, line in enumerate(self.missing)]
 
 
-def doctor() -> Report:
-    """Examine this machine; nothing is downloaded, started or changed."""
+def doctor(short: bool = False) -> Report:
+    """Examine this machine; nothing is downloaded, started or changed. short: what a notebook needs to say of it."""
     device = best_device()
     dtype = best_dtype(device)
     memory_free, memory = memory_gib()
@@ -88,7 +100,7 @@ def doctor() -> Report:
     if not facts["browser"]:
         how = "apt-get install chromium" if sys.platform == "linux" else "install Chrome or Chromium"
         missing.append(f"{how}   # the browser test of the canvas")
-    return Report(facts, missing)
+    return Report(facts, missing, short)
 
 
 def _extra(name: str) -> dict:

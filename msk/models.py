@@ -42,12 +42,16 @@ class Card:
     gpu: bool               # is a GPU needed for more than a try?
     repo: str
 
+    def fits(self, gigabytes: float) -> bool:
+        """On a card sold with so many gigabytes, with a little to spare."""
+        return self.memory_gib * 2**30 <= SPARE * gigabytes * 1e9
+
     @property
     def runs_on(self) -> str:
         """The smallest usual card for it."""
         if not self.gpu:
             return "CPU"
-        fits = [size for size in GPUS if self.memory_gib * 2**30 <= SPARE * size * 1e9]
+        fits = [size for size in GPUS if self.fits(size)]
         return f"GPU {fits[0]} GB" if fits else f"GPU > {GPUS[-1]} GB"
 
     @property

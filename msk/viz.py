@@ -6,17 +6,21 @@ everyone: Okabe and Ito's for things, cividis for amounts.
 from __future__ import annotations
 
 import base64
+import html
 import inspect
 import io
 import math
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from . import video
 from .tracks import Tracks
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -158,16 +162,41 @@ def _one(frames: Tensor) -> Tensor:
 
 
 def _row(pictures: Sequence[Image.Image], label: str) -> Image.Image:
-    top = LINE if label else 0
-    width = sum(p.width for p in pictures) + GAP * (len(pictures) - 1)
+    width, top = sum(p.width for p in pictures) + GAP * (len(pictures) - 1), 0
+    if label:
+        top = max(LINE, width // 60)                            # a page shows wide pictures smaller
+        font = ImageFont.load_default(top - 2)
+        width = max(width, math.ceil(font.getlength(label)) + 2)
     row = Image.new("RGB", (width, top + max(p.height for p in pictures)), PAPER)
     if label:
-        ImageDraw.Draw(row).text((1, 0), label, INK)
+        ImageDraw.Draw(row).text((1, top // 12), label, INK, font)
     x = 0
     for picture in pictures:
         row.paste(picture, (x, top))
         x += picture.width + GAP
     return row
+
+
+class Moving:
+    """A clip that plays round and round wherever a page shows HTML: in a notebook, and in what is exported of it.
+
+    frames [T, 3, H, W] in [0, 1]; width: on the page, in its pixels. Where pictures alone are shown, the last frame is.
+    """
+
+    def __init__(self, frames: Tensor, fps: float, width: int = 0, about: str = "a clip that plays round and round"):
+        self.frames, self.about = _one(frames), about
+        self.width = width or self.frames.shape[-1]
+        with tempfile.TemporaryDirectory() as folder:
+            self.webp = video.write(Path(folder) / "clip.webp", self.frames, fps).read_bytes()
+
+    def _repr_html_(self) -> str:
+        packed = base64.b64encode(self.webp).decode()
+        return f'<img src="data:image/webp;base64,{packed}" width="{self.width}" alt="{html.escape(self.about)}">'
+
+    def _repr_jpeg_(self) -> bytes:
+        packed = io.BytesIO()
+        image(self.frames[-1]).save(packed, "JPEG")
+        return packed.getvalue()
 
 
 # --- charts (matplotlib) ----------------------------------------------------------------------------------------------
@@ -205,8 +234,9 @@ def attention_map(weights: Tensor, frame_size: tuple[int, int], query: int, titl
     return _drawn(figure)
 
 
-def guidance_grid(pictures: dict[tuple[float, float], Image.Image], title: str = "") -> Image.Image:
-    """Pictures by (text_scale, motion_scale), text downwards, motion to the right."""
+def guidance_grid(pictures: dict[tuple[float, float], Image.Image], title: str = "",
+                  notes: dict[tuple[float, float], str] | None = None) -> Image.Image:
+    """Pictures by (text_scale, motion_scale), text downwards, motion to the right; notes: a line below each."""
     texts, motions = (sorted({key[i] for key in pictures}) for i in (0, 1))
     figure, axes = _figure(1.8 * len(motions), 1.9 * len(texts), len(motions), len(texts))
     for row, w_t in zip(axes, texts):
@@ -214,6 +244,7 @@ def guidance_grid(pictures: dict[tuple[float, float], Image.Image], title: str =
             panel.set(xticks=[], yticks=[])
             if (w_t, w_m) in pictures:
                 panel.imshow(pictures[w_t, w_m])
+                panel.set_xlabel((notes or {}).get((w_t, w_m), ""), fontsize=8)
             if w_t == texts[0]:
                 panel.set_title(f"motion {w_m:g}")
             if w_m == motions[0]:
@@ -294,6 +325,9 @@ def _lines(axes, lines: dict[str, Sequence], x: str, y: str, marks: dict[str, fl
                   marker="o" if len(values) < 25 else None, ms=3)
     if all(not isinstance(line, tuple) or isinstance(line[0], range) for line in lines.values()):
         axes.xaxis.get_major_locator().set_params(integer=True)
+    if all(isinstance(values, Tensor) and not values.is_floating_point() for values in
+           (line[1] if isinstance(line, tuple) else line for line in lines.values())):
+        axes.yaxis.get_major_locator().set_params(integer=True)                                     # counts
     for name, at in (marks or {}).items():
         axes.axvline(at, color=INK, lw=0.8, ls=":")
         axes.annotate(name, (at, 1), xycoords=("data", "axes fraction"), fontsize=8, color=INK, va="top")

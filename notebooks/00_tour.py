@@ -27,7 +27,7 @@ except ImportError:
     raise ImportError('first, once, in the folder of msk:  pip install -e ".[notebook]"') from None
 
 # %%
-msk.doctor()
+msk.doctor(short=True)
 
 # %% [markdown]
 # ## A kit and a picture
@@ -96,19 +96,11 @@ seen = viz.draw_tracks(dragged, drag)
 viz.grid([viz.strip(seen, count=5), viz.strip(left_alone, count=5)], ["dragged", "left alone"])
 
 # %% [markdown]
-# And as it moves:
+# And as it moves, left dragged, right left alone:
 
 # %%
-import tempfile
-from pathlib import Path
-
-from IPython import display
-
-from msk import video
-
 both = viz.side_by_side(dragged, left_alone)
-clip = video.write(Path(tempfile.mkdtemp()) / "tour.webp", both, kit.geometry.fps)
-display.Image(clip.read_bytes(), format="webp", width=576)
+viz.Moving(both, kit.geometry.fps, width=576, about="left: the kite is dragged; right: it is left alone")
 
 # %% [markdown]
 # ## Your turn

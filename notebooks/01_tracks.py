@@ -31,7 +31,7 @@ except ImportError:
     raise ImportError('first, once, in the folder of msk:  pip install -e ".[notebook]"') from None
 
 # %%
-msk.doctor()
+msk.doctor(short=True)
 
 # %% [markdown]
 # ## By hand: a ball behind a post
@@ -84,7 +84,7 @@ geometry = msk.PRESETS["tiny"].geometry                     # 128 x 128 pixels, 
 clip = World(geometry, level="full").sample(1, frames=45, seed=HELD_OUT + 29)
 points = grid_points(geometry, 7, 7)                        # [1, 49, 2] in the first frame
 exact = clip.track(points)
-print(clip.captions[0], f"| seen: {exact.visible.float().mean():.0%} of all places", sep="\n")
+print(clip.captions[0], f"seen: {exact.visible.float().mean():.0%} of all places", sep="\n")
 
 # %%
 viz.strip(viz.draw_tracks(clip.frames[0], exact, zoom=3), count=4)
@@ -105,7 +105,7 @@ viz.strip(viz.draw_tracks(clip.frames[0], exact, zoom=3), count=4)
 from msk.config import TrackConfig
 from msk.motion import splat
 
-config = TrackConfig()                                      # the paper's numbers: 64 for an id, the cell a point lies in
+config = TrackConfig()                                      # as in the paper: 64 for an id, the cell a point lies in
 stamps = splat(exact, geometry, config)[0]                  # [T, id_dim, h, w]
 told = (stamps.square().sum(dim=1) > 0).flatten(1).sum(dim=1)
 viz.curves({"tracks that are seen": exact.visible[0].sum(dim=1), "cells that say something": told},
@@ -133,9 +133,10 @@ from msk import camera, trackers
 some = points[:, ::3]
 found = trackers.track(clip.frames, some, method="flow")
 kinds = {"drag": msk.Tracks.drag([[25, 70], [40, 30], [75, 40]], 45, spacing=8, size=3),
-         "grid: stay": msk.Tracks.grid(geometry, 16, 45), "camera: zoom in": camera.zoom(geometry, 45, 1.5, grid=(6, 6)),
+         "grid: stay": msk.Tracks.grid(geometry, 16, 45),
+         "camera: zoom in": camera.zoom(geometry, 45, 1.5, grid=(6, 6)),
          "exact, from the world": clip.track(some), "tracked in the video": found}
-paper = torch.full((45, 3, 96, 96), 0.95)
+paper = torch.full((45, 3, geometry.height, geometry.width), 0.95)
 viz.panels({name: viz.image(viz.draw_tracks(paper, each, trail=45, zoom=3)[-1]) for name, each in kinds.items()})
 
 # %% [markdown]
@@ -180,7 +181,7 @@ def look(frame=20, silent_from=30, silent_for=8):
     film = viz.draw_tracks(clip.frames[0], now, zoom=3)[frame]
     count = splat(now, geometry, config)[0, frame].square().sum(dim=0) / (config.id_dim / 2)
     return viz.panels({f"frame {frame}": viz.image(film),
-                       "told (bright: more tracks)": viz.image((count / 4).expand(3, -1, -1).clamp(0, 1))}, width=2.8)
+                       "told (bright: more tracks)": viz.image((count / 2).expand(3, -1, -1).clamp(0, 1))}, width=2.8)
 
 
 viz.live(look, frame=(0, 44), silent_from=(0, 44), silent_for=(0, 20))

@@ -28,7 +28,7 @@ except ImportError:
     raise ImportError('first, once, in the folder of msk:  pip install -e ".[notebook]"') from None
 
 # %%
-msk.doctor()
+msk.doctor(short=True)
 
 # %% [markdown]
 # ## By hand: a number becomes a vector
@@ -125,7 +125,7 @@ import torch.nn.functional as F
 
 stamped = splat(tracks, geometry, config)[0].to(kit.device)                 # [T, 64, h, w]
 four = torch.cat([stamped[:1].expand(3, -1, -1, -1), stamped]).unflatten(0, (-1, 4))            # [F, 4, 64, h, w]
-packed = four.transpose(1, 2).flatten(1, 2)                                 # [F, 256, h, w], index = channel * 4 + sub-frame
+packed = four.transpose(1, 2).flatten(1, 2)                                 # [F, 256, h, w]: channel * 4 + sub-frame
 first, second = kit.track_head.convs
 by_hand = second(F.silu(first(packed.transpose(0, 1)))).transpose(0, 1)     # a Conv3d takes [C, F, h, w]
 
@@ -164,7 +164,8 @@ def pull(x=70, y=30, latent_frame=8):
     drag = msk.Tracks.drag([[30, 60], [x, y]], 45, spacing=9, size=3).with_ids(ids[:, :9])
     colours = viz.motion_colours(kit.track_head(drag.to(kit.device))[0, :, :config.channels])[latent_frame]
     film = viz.draw_tracks(clip.frames[0, :1].expand(45, -1, -1, -1), drag, trail=45, zoom=3)[4 * latent_frame]
-    return viz.panels({f"pixel frame {4 * latent_frame}": viz.image(film), "motion map": viz.image(colours)}, width=2.8)
+    pictures = {f"pixel frame {4 * latent_frame}": film, "motion map": colours}
+    return viz.panels({name: viz.image(picture) for name, picture in pictures.items()}, width=2.8)
 
 
 viz.live(pull, x=(0, 127), y=(0, 127), latent_frame=(0, 11))
@@ -210,7 +211,8 @@ def milliseconds(call, times=3):
 here = tracks.to(kit.device)
 cost = {"light head": milliseconds(lambda: kit.track_head.forward(here).cpu()),
         "drawn, then encoded": milliseconds(lambda: kit.vae.encode(drawn(here, geometry)).cpu())}
-viz.bars(cost, "milliseconds for 45 frames, 100 tracks", f"on {kit.device}, {torch.get_num_threads()} threads", digits=1)
+where = f"on {kit.device}, {torch.get_num_threads()} threads"
+viz.bars(cost, "milliseconds for 45 frames, 100 tracks", where, digits=1)
 
 # %% [markdown]
 # And what arrives? A reader must be able to tell that the point here is the point that was there before. So: let N
@@ -288,8 +290,7 @@ colours = viz.motion_colours(told[0, :, :config.channels])[shown]
 
 # %%
 viz.grid([viz.strip(film), viz.strip(loud[:, None].expand(-1, 3, -1, -1), zoom=16), viz.strip(colours, zoom=16)],
-         ["clip and tracks, pixel frames " + ", ".join(str(4 * f) for f in shown), "stamps", "motion map, latent frames "
-          + ", ".join(map(str, shown))])
+         [f"clip and tracks, pixel frames {[4 * f for f in shown]}", "stamps", f"motion map, latent frames {shown}"])
 
 # %% [markdown]
 # ## Things to try

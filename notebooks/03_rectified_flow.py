@@ -28,7 +28,7 @@ except ImportError:
     raise ImportError('first, once, in the folder of msk:  pip install -e ".[notebook]"') from None
 
 # %%
-msk.doctor()
+msk.doctor(short=True)
 
 # %% [markdown]
 # ## Data: a star
@@ -114,7 +114,8 @@ def walk(x, levels, velocity=best):
 
 # %%
 walks = {f"steps: {n}": walk(noise, [1 - i / n for i in range(n)]) for n in (1, 3, 10, 50)}
-viz.plane({name: [path[-1], path[:, :80]] for name, path in walks.items()}, title="paths from noise, and where they end")
+ways = {name: [path[-1], path[:, :80]] for name, path in walks.items()}
+viz.plane(ways, title="paths from noise, and where they end")
 
 # %% [markdown]
 # ## Learn it
@@ -157,11 +158,13 @@ t = torch.rand(4000)
 x0, eps = data[torch.randint(len(data), (4000,))], torch.randn(4000, 2)
 floor = torch.stack([best(((1 - s) * a + s * e)[None], s)[0] - (e - a) for a, e, s in zip(x0, eps, t)]).square().mean()
 print(f"learned {sum(losses[-200:]) / 200:.3f}, best possible {floor:.3f}")
-viz.loss_curves({"learned": losses, "best possible": [floor.item()] * len(losses)}, title="points in the plane, on the CPU")
+curves = {"learned": losses, "best possible": [floor.item()] * len(losses)}
+viz.loss_curves(curves, title="points in the plane, on the CPU")
 
 # %%
 learned = lambda x, t: net(waves(x, torch.tensor([[t]]))).detach()
-ends = {name: walk(noise, [1 - i / 50 for i in range(50)], v)[-1] for name, v in (("best", best), ("learned", learned))}
+even, fields = [1 - i / 50 for i in range(50)], {"best": best, "learned": learned}
+ends = {name: walk(noise, even, v)[-1] for name, v in fields.items()}
 viz.plane({f"{name}, 50 steps": [end] for name, end in ends.items()})
 
 # %% [markdown]
@@ -227,7 +230,7 @@ draw = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(kit.dev
 shift = kit.preset.stream.time_shift
 
 # %%
-steps = list(msk.sample(kit.dit, draw, cond, 12, shift, 0, 0))                      # 0, 0: no guidance, one pass a step
+steps = list(msk.sample(kit.dit, draw, cond, 12, shift, 0, 0))              # 0, 0: no guidance, one pass a step
 seen = lambda latents: kit.vae.decode(latents)[0][0, -1:].float().cpu()             # the last of the nine frames
 some = steps[::4] + steps[-1:]
 rows = {"x_t": torch.cat([seen(s.latents) for s in some]), "x_0": torch.cat([seen(s.x0) for s in some])}
@@ -248,7 +251,8 @@ from msk.evaluate import psnr
 
 counts = (1, 3, 24)
 last = {n: seen(list(msk.sample(kit.dit, draw, cond, n, shift, 0, 0))[-1].x0) for n in counts}
-print({f"steps: {n}": f"{psnr(end, clip.frames[0, -1:]).item():.1f} dB" for n, end in last.items()}, kit.device, kit.dtype)
+near = {f"steps: {n}": f"{psnr(end, clip.frames[0, -1:]).item():.1f} dB" for n, end in last.items()}
+print(near, kit.device, kit.dtype)
 above = viz.plane({f"steps: {n}": [path[-1], path[:, :80]] for n in counts
                    for path in [walk(noise, [1 - i / n for i in range(n)])]})
 viz.grid([above, viz.panels({f"steps: {n}": viz.image(end[0]) for n, end in last.items()}, width=2.1)])

@@ -28,7 +28,7 @@ except ImportError:
     raise ImportError('first, once, in the folder of msk:  pip install -e ".[notebook]"') from None
 
 # %%
-msk.doctor()
+msk.doctor(short=True)
 
 # %% [markdown]
 # ## Small enough to train here
@@ -61,7 +61,8 @@ for b in range(4):
 
 # %%
 frames = kit.vae.decode(batch.latents[:4])[0].float().cpu()
-clips = [msk.Tracks(batch.tracks.xy[b:b + 1], batch.tracks.visible[b:b + 1], batch.tracks.ids[b:b + 1]) for b in range(4)]
+held = batch.tracks
+clips = [msk.Tracks(held.xy[b:b + 1], held.visible[b:b + 1], held.ids[b:b + 1]) for b in range(4)]
 viz.grid([viz.strip(viz.draw_tracks(frames[b], clips[b], radius=0.8, zoom=3), count=6) for b in range(4)],
          [f"{batch.prompts[b] or '(prompt left out)'}" for b in range(4)])
 
@@ -81,7 +82,8 @@ viz.grid([viz.strip(viz.draw_tracks(frames[b], clips[b], radius=0.8, zoom=3), co
 tracks = msk.Tracks(clips[1].xy[:, :, 8:32], clips[1].visible[:, :, 8:32], clips[1].ids[:, 8:32])
 masked = tracks.hide(slice(5, 13))                                          # pixel frames of the latent frames 2 and 3
 size = preset.geometry.height, preset.geometry.width
-viz.grid([viz.score(tracks, size, "as drawn"), viz.score(masked, size, "masked for a while: drawn_batches(..., masking=1)")])
+viz.grid([viz.score(tracks, size, "as drawn"),
+          viz.score(masked, size, "masked for a while: drawn_batches(..., masking=1)")])
 
 # %% [markdown]
 # ## By hand: the loss on one batch
@@ -119,7 +121,8 @@ from msk.train.teacher import teacher_loss
 
 torch.manual_seed(0)
 same, logs = teacher_loss(models, batch, preset.stream.time_shift)
-print("by hand and teacher_loss agree:", torch.allclose(loss, same), {name: round(value, 2) for name, value in logs.items()})
+parts = {name: round(value, 2) for name, value in logs.items()}
+print("by hand and teacher_loss agree:", torch.allclose(loss, same), parts)
 
 # %% [markdown]
 # ### The track head learns along, from the second step on
@@ -173,7 +176,8 @@ learner, losses = Learner(models.train(), 3e-3, ema=0.98, muon=in_blocks, muon_l
 for step in lesson.taught(learner, lambda batch: teacher_loss(models, batch, k), batches, steps=220):
     losses.append(step.loss)
 models.eval().requires_grad_(False)
-viz.loss_curves({"teacher": losses}, title=f"velocity error, latents of unit variance, 8 clips a step, on {kit.device}")
+title = f"velocity error, latents of unit variance, 8 clips a step, on {kit.device}"
+viz.loss_curves({"teacher": losses}, title=title)
 
 # %%
 rows["after half a minute"] = measure(models)
@@ -195,7 +199,7 @@ small = lesson.as_kit(models, preset, kit.vae)
 clip = World(preset.geometry).sample(1, frames=21, seed=HELD_OUT + 197)
 still = msk.Tracks.grid(preset.geometry, 4, 21)                             # a point every 4 pixels, over 21 frames
 still = still.with_ids(draw_ids(1, still.ids.shape[1], preset.tracks.max_id, torch.Generator().manual_seed(0)))
-way = torch.linspace(0, 8, 21)[None, :, None, None] * torch.tensor([1.0, 0.0])                     # pixels to the right
+way = torch.linspace(0, 8, 21)[None, :, None, None] * torch.tensor([1.0, 0.0])          # pixels to the right
 asked = {"asked: stay": still, "asked: 8 pixels to the right": msk.Tracks(still.xy + way, still.visible, still.ids)}
 
 

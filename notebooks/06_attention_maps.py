@@ -28,7 +28,7 @@ except ImportError:
     raise ImportError('first, once, in the folder of msk:  pip install -e ".[notebook]"') from None
 
 # %%
-msk.doctor()
+msk.doctor(short=True)
 
 # %% [markdown]
 # ## By hand: the rule
@@ -72,8 +72,8 @@ a, b, c = (torch.randn(24, 16, generator=g) for _ in range(3))              # qu
 mask = chunk_mask(frames=24, tokens_per_frame=1, chunk=3, sink=1, window=1)
 look = (a @ b.T / 16**0.5).masked_fill(~mask, -torch.inf).softmax(-1)       # who looks at whom, and how much
 same = attend(*(x[None, :, None] for x in (a, b, c)), mask=mask)[0]         # [B, L, heads, D] -> [B, L, heads * D]
-print("by hand and attend agree:", torch.allclose(look @ c, same, atol=1e-5), "| every row sums to 1:", look.sum(1).allclose(
-    torch.ones(24)))
+agree, whole = torch.allclose(look @ c, same, atol=1e-5), look.sum(1).allclose(torch.ones(24))
+print("by hand and attend agree:", agree, "| every row sums to 1:", whole)
 
 # %% [markdown]
 # ## With msk: maps of a real model

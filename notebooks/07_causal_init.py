@@ -28,7 +28,7 @@ except ImportError:
     raise ImportError('first, once, in the folder of msk:  pip install -e ".[notebook]"') from None
 
 # %%
-msk.doctor()
+msk.doctor(short=True)
 
 # %% [markdown]
 # ## By hand: pairs in the plane
@@ -71,7 +71,7 @@ net = nn.Sequential(nn.Linear(21, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(
 torch.manual_seed(0)
 optimizer, errors = torch.optim.Adam(net.parameters(), 3e-3), []
 for _ in range(1000):
-    k, n = torch.randint(3, (256,)) * 8, torch.randint(1000, (256,))        # every eighth step, as the student has three
+    k, n = torch.randint(3, (256,)) * 8, torch.randint(1000, (256,))        # every eighth step: the student has three
     guess = net(waves(torch.cat([path[k, n], torch.tensor(levels)[k, None]], dim=1)))
     error = (guess - path[-1, n]).square().mean()
     optimizer.zero_grad(), error.backward(), optimizer.step()
@@ -198,8 +198,8 @@ print(f"by hand {loss:.4f}, ode_loss {same:.4f}")
 
 # %%
 rules = {f"sink {s}, window {w}": chunk_mask(12, 1, 3, s, w).float() for s, w in ((0, 1), (1, 1), (0, 2), (0, 4))}
-viz.matrices(rules, "latent frame looked at", "latent frame that looks", "masks the student meets", "may look", every=3,
-             size=2.0)
+viz.matrices(rules, "latent frame looked at", "latent frame that looks", "masks the student meets", "may look",
+             every=3, size=2.0)
 
 # %% [markdown]
 # ## Train
@@ -232,8 +232,8 @@ for name, stream in {"un-adapted": before, "adapted": after}.items():
 sinks, windows = (0, 1), (1, 2, 3)
 table = lambda dit: torch.tensor([[away(streamed(dit, sink=s, window=w)).mean() for w in windows] for s in sinks])
 named = [f"sink {s}" for s in sinks], [f"window {w}" for w in windows]
-viz.matrices({"un-adapted": table(models.dit), "adapted": table(student)}, title="distance from the teacher's own clip",
-             unit="mean square", ticks=named, numbers=".4f")
+viz.matrices({"un-adapted": table(models.dit), "adapted": table(student)}, unit="mean square", ticks=named,
+             title="distance from the teacher's own clip", numbers=".4f")
 
 # %% [markdown]
 # ## What it does not mend
@@ -276,7 +276,8 @@ viz.grid([viz.strip(frames, count=6) for frames in (large.frames[0], *full.value
 # %%
 chunks = range(1, 5)
 lines = {"teacher's weights, streamed": (chunks, away(before)), "after adaptation": (chunks, away(after))}
-chart = viz.curves(lines, "chunk", "mean square distance", f"1 jump a chunk, 8 held-out clips, on {kit.device}", log=True)
+about = f"1 jump a chunk, 8 held-out clips, on {kit.device}"
+chart = viz.curves(lines, "chunk", "mean square distance", about, log=True)
 strips = {"the teacher, whole clip, 6 steps": whole, "its weights streamed, 1 jump": before, "adapted, 1 jump": after}
 viz.grid([*(picture(latents) for latents in strips.values()), chart], list(strips))
 

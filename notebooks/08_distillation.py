@@ -29,7 +29,7 @@ except ImportError:
     raise ImportError('first, once, in the folder of msk:  pip install -e ".[notebook]"') from None
 
 # %%
-msk.doctor()
+msk.doctor(short=True)
 
 # %% [markdown]
 # ## By hand: a past of one's own
@@ -213,7 +213,8 @@ def error(dit, own=True):
     cache, errors, dice = ChunkCache(config.sink, config.window), [], torch.Generator().manual_seed(1)
     for now in (slice(f, f + 3) for f in range(0, 24, 3)):
         motion, past = cond.motion[:, now], cache.past()
-        x0 = denoise(dit, start[:, now], cond.text, motion, cond.image, past, schedule(3, config.time_shift), generator=dice)
+        levels = schedule(3, config.time_shift)
+        x0 = denoise(dit, start[:, now], cond.text, motion, cond.image, past, levels, generator=dice)
         cache.push(dit.remember(x0 if own else truth[:, now], cond.text, motion, cond.image, past=past))
         errors.append((x0 - truth[:, now]).square().mean().item())
     return errors
@@ -294,7 +295,8 @@ for turn in range(16):
         follower.update(loss, turn / 16)
     learns.requires_grad_(True)
     asked, real = next(rollouts)
-    pulled, logs = dmd.student_loss(learns, models.dit, critic, asked, torch.randn_like(real), config, real=real, **scales)
+    draw = torch.randn_like(real)
+    pulled, logs = dmd.student_loss(learns, models.dit, critic, asked, draw, config, real=real, **scales)
     learner.update(pulled, turn / 16)
     for line, value in zip(lost.values(), (loss.item(), logs["off"])):
         line.append(value)
@@ -356,8 +358,8 @@ viz.grid([*(viz.strip(frames, count=6) for frames in (large.frames[0], *full.val
 
 # %%
 lines = {"before: the teacher's chunks only": (chunks, before), "after: on its own rollouts": (chunks, after)}
-chart = viz.curves(lines, "chunk", "mean square error of latents", f"8 held-out clips, 3 steps a chunk, on {kit.device}",
-                   {"length of training": 4})
+about = f"8 held-out clips, 3 steps a chunk, on {kit.device}"
+chart = viz.curves(lines, "chunk", "mean square error of latents", about, {"length of training": 4})
 rows = {"true": truth}
 for name, dit in {"before": student, "after": learns}.items():
     rows[name] = dmd.roll_out(dit, cond, start, config, config.steps - 1, torch.Generator().manual_seed(1))

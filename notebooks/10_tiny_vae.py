@@ -28,7 +28,7 @@ except ImportError:
     raise ImportError('first, once, in the folder of msk:  pip install -e ".[notebook]"') from None
 
 # %%
-msk.doctor()
+msk.doctor(short=True)
 
 # %% [markdown]
 # ## By hand: a memory of one frame
@@ -92,7 +92,8 @@ from msk.tinyvae import TinyVAE
 count = lambda vae: sum(p.numel() for p in vae.decoder.parameters()) / 1e6
 with torch.device("meta"):
     large = TinyVAE(msk.PRESETS["wan2.1-1.3b"].vae)
-print(f"decoder at the paper's widths: {count(large):.2f} million weights; of the tiny kit: {count(kit.vae):.2f} million")
+print(f"decoder at the paper's widths: {count(large):.2f} million weights;",
+      f"of the tiny kit: {count(kit.vae):.2f} million")
 
 # %% [markdown]
 # ### Cut anywhere
@@ -134,7 +135,8 @@ def again(cuts, extra=3):
 
 
 cuts = [3, 6, 9]                                                            # chunks of three latent frames
-ways = {"with the past": with_past, "three latents again": again, "one latent again": lambda cuts: again(cuts, extra=1),
+ways = {"with the past": with_past, "three latents again": again,
+        "one latent again": lambda cuts: again(cuts, extra=1),
         "forgetting": forgetting}
 for name, way in ways.items():
     print(f"{name:20} largest difference from the whole: {(way(cuts) - whole).abs().max():.6f} of 1")
@@ -168,7 +170,8 @@ def ask(name):
     return hook
 
 
-blocks = {f"layer {i}, width {m.conv[-1].out_channels}": m for i, m in enumerate(kit.vae.decoder) if isinstance(m, MemBlock)}
+blocks = {f"layer {i}, width {m.conv[-1].out_channels}": m for i, m in enumerate(kit.vae.decoder)
+          if isinstance(m, MemBlock)}
 hooks = [block.register_forward_hook(ask(name)) for name, block in blocks.items()]
 with torch.no_grad():
     kit.vae.decode(latents)
@@ -210,7 +213,8 @@ from msk.evaluate import psnr
 test = World(kit.geometry).sample(4, frames=21, seed=HELD_OUT + 100).frames.to(kit.device)
 with torch.no_grad():
     seen = kit.vae.decode(kit.vae.encode(test))[0]
-print(f"through the tiny VAE: {psnr(seen, test).mean():.2f} dB over {len(test)} held-out clips of {test.shape[1]} frames")
+print(f"through the tiny VAE: {psnr(seen, test).mean():.2f} dB",
+      f"over {len(test)} held-out clips of {test.shape[1]} frames")
 rows = {"true": test, "encoded and decoded": seen, "difference, four times": (0.5 + 4 * (seen - test)).clamp(0, 1)}
 viz.grid([viz.strip(clips[:, -1], zoom=2) for clips in rows.values()], list(rows))
 
@@ -251,7 +255,8 @@ made, at = {name: way(cuts) for name, way in ways.items()}, kit.geometry.span(6,
 strips = [viz.strip(frames[0, at - 1:at + 3], zoom=2) for frames in (whole, made["with the past"], made["forgetting"])]
 near = {name: psnr(frames, whole)[0] for name, frames in made.items()}
 marks = {f"cut {i + 1}": kit.geometry.span(f, 1)[0] - 0.5 for i, f in enumerate(cuts)}
-chart = viz.curves(near, "pixel frame", "PSNR against the uncut clip, dB", "cut in chunks of three latent frames", marks)
+chart = viz.curves(near, "pixel frame", "PSNR against the uncut clip, dB",
+                   "cut in chunks of three latent frames", marks)
 viz.grid([*strips, chart], [f"uncut, frames {at - 1} to {at + 2}", "with the past", "forgetting"])
 
 # %% [markdown]

@@ -29,7 +29,7 @@ except ImportError:
     raise ImportError('first, once, in the folder of msk:  pip install -e ".[notebook]"') from None
 
 # %%
-msk.doctor()
+msk.doctor(short=True)
 
 # %% [markdown]
 # ## By hand: three rulers and a shift
@@ -98,8 +98,8 @@ for name, made in spoiled.items():
     print(f"{name:24}{psnr(made, true)[0, 1]:>10.2f}{ssim(made[0], true[0])[1]:>8.3f}{off:>9.2f}")
 
 # %%
-viz.panels({"true": viz.image(true[0, 1])} | {name: viz.image(made[0, 1]) for name, made in spoiled.items()}, columns=6,
-           width=1.1)
+shown = {"true": true} | spoiled
+viz.panels({name: viz.image(made[0, 1]) for name, made in shown.items()}, columns=6, width=1.1)
 
 # %% [markdown]
 # No ruler sees everything: PSNR minds a change of light that nobody would mind and forgives a blur; SSIM minds noise; EPE
@@ -181,8 +181,10 @@ print(evaluate.table(report))
 
 # %%
 shares = {name: report["rows"][name]["epe_rel"] for name in ("vae", "student", "first_frame")}
-errors |= dict(zip(("truth through the VAE", "student, a held-out clip", "still image, the same clip"), shares.values()))
-print({name: f"{share:.2%} of the width" for name, share in errors.items()})
+names = "truth through the VAE", "student, a held-out clip", "still image, the same clip"
+errors |= dict(zip(names, shares.values()))
+for name, share in errors.items():
+    print(f"{name:28}{share:>7.2%} of the width")
 
 # %% [markdown]
 # ## Motion transfer
@@ -264,7 +266,8 @@ viz.grid([viz.strip(viz.draw_tracks(made[0], moves[name]((6, 6))), 3) for name, 
 # %%
 def look(move="pan", frame=32):
     drawn = viz.draw_tracks(shot[move][0, :frame + 1], moves[move]((6, 6)).frames(0, frame + 1), trail=40, zoom=2)
-    return viz.panels({"given": viz.image(scene.frames[0, 0]), f"{move}, frame {frame}": viz.image(drawn[-1])}, width=1.8)
+    shown = {"given": scene.frames[0, 0], f"{move}, frame {frame}": drawn[-1]}
+    return viz.panels({name: viz.image(picture) for name, picture in shown.items()}, width=1.8)
 
 
 viz.live(look, move=list(moves), frame=(0, T - 1, 4))
@@ -287,8 +290,8 @@ said = score.summary()
 hands.film(played, take, hands.CASES["drag"].says, count=3)
 
 # %%
-parts = {"at the point": said["epe_rel"], "on its whole thing": said["epe_rel_thing"], "of the rest": said["epe_rel_rest"],
-         "a still image, at the point": said["epe_rel_still"]}
+parts = {"at the point": said["epe_rel"], "on its whole thing": said["epe_rel_thing"],
+         "of the rest": said["epe_rel_rest"], "a still image, at the point": said["epe_rel_still"]}
 errors["a hand, at the point"] = said["epe_rel"]
 for name, share in parts.items():
     print(f"{name:30}", "no point to ask" if share is None else f"EPE {share:.2%} of the width", f"({kit.device})")

@@ -29,7 +29,7 @@ except ImportError:
     raise ImportError('first, once, in the folder of msk:  pip install -e ".[notebook]"') from None
 
 # %%
-msk.doctor()
+msk.doctor(short=True)
 
 # %% [markdown]
 # ## The same lines
@@ -200,7 +200,8 @@ def ceiling(preset, rate, steps=None, window=None):
 
 # %%
 for name in ("wan2.1-1.3b", "wan2.2-5b", "wan2.1-i2v-14b"):
-    print(f"{name:15}", ", ".join(f"{on.split(',')[0]} {ceiling(msk.PRESETS[name], r):.1f}" for on, r in rates.items()))
+    most = {on.split(",")[0]: ceiling(msk.PRESETS[name], rate) for on, rate in rates.items()}
+    print(f"{name:15}", ", ".join(f"{on} {fps:.1f}" for on, fps in most.items()))
 reached = 29.5 / ceiling(msk.PRESETS["wan2.1-1.3b"], 989)
 print(f"the paper's 29.5 frames a second (1.3B, one H100, tiny decoder) are {reached:.0%} of the ceiling there")
 
@@ -239,7 +240,7 @@ from msk.dit import DiT
 config = kit.dit.config
 torch.manual_seed(0)
 base = DiT(replace(config, inputs=("noise",), motion_channels=0, image_channels=0)).eval()
-torch.nn.init.normal_(base.head.head.weight, std=0.05)                      # an untrained head says nothing; this one does
+torch.nn.init.normal_(base.head.head.weight, std=0.05)                      # an untrained head says nothing
 state = dict(base.state_dict())
 
 # %%
@@ -299,8 +300,8 @@ for step in range(2):
 from msk import checkpoints
 
 print(f"{'Wan, msk':30}{'diffusers':37}FastVideo")
-for name in ("patch_embedding.weight", "time_projection.1.weight", "blocks.0.self_attn.q.weight", "blocks.0.ffn.0.weight",
-             "head.head.weight"):
+for name in ("patch_embedding.weight", "time_projection.1.weight", "blocks.0.self_attn.q.weight",
+             "blocks.0.ffn.0.weight", "head.head.weight"):
     own = {name: state[name]}
     theirs = [*checkpoints.rename(own, checkpoints.DIFFUSERS), *checkpoints.rename(own, checkpoints.FASTVIDEO)]
     print(f"{name:30}{theirs[0]:37}{theirs[1]}")
@@ -367,30 +368,40 @@ viz.bars(chart, "frames a second", "computed; the last one measured, by the pape
 # %% [markdown]
 # ## With real weights
 #
-# Put the folder of yours in `weights` (or in the variable MSK_WAN): a diffusers pipeline, Wan's own folder, Self Forcing's
-# `.pt`, a WanTrack export. TAEHV's file beside it, or at MSK_TAEHV, makes decoding fast. A base has never seen tracks: it
-# ignores them until trained, and a teacher streamed in three steps is no student. This cell has not yet been run on real
-# checkpoints; msk's layouts are tested against diffusers and WanTrack at toy sizes.
+# What fits on which card, by the sizes counted above, with 15 % of it left free? umT5 is opened for a prompt and let go;
+# where the card has no room for it, it reads on the CPU, and what it said is kept on disk.
+
+# %%
+for less, gigabytes in ((0, 16), (16, 24), (24, 80)):
+    more = [name for name, c in cards.items() if c.fits(gigabytes) and not c.fits(less)]
+    print(f"from {gigabytes} GB on:", ", ".join(more))
+if torch.cuda.is_available():
+    free, total = (size / 1e9 for size in torch.cuda.mem_get_info())
+    print(f"this one: {free:.0f} of {total:.0f} GB free")
+
+# %% [markdown]
+# The variable MSK_WAN says what to play: a folder (a diffusers pipeline, Wan's own, a WanTrack export), a file (Self
+# Forcing's `.pt`), or the name of a preset, which is fetched then. TAEHV's file beside the weights, or at MSK_TAEHV, makes
+# decoding fast. Where nothing is said, the same lines play the toy that was just saved, and show grey. A base has never seen
+# tracks: it ignores them until trained, and a teacher streamed in three steps is no student. On real checkpoints these lines
+# have not yet been run; msk's layouts are tested against diffusers and WanTrack at toy sizes.
 
 # %%
 import os
 
-from IPython.display import display
+weights = os.environ.get("MSK_WAN") or out
+real = msk.load(weights)
+if weights is out:
+    real.text = again.text.to(real.device, real.dtype)                      # a small encoder in place of umT5
+stream = msk.Stream(real, "a red fish in the sea", picture)
+chunks = [stream.step(msk.Tracks.grid(real.geometry, 16, stream.frames_wanted)).cpu() for _ in range(3)]
+told = ", ".join(f"{name.removesuffix('_ms')} {ms:.0f} ms" for name, ms in stream.stats.items())
+print(f"{real.name}, a {real.role} on {real.device}; the last chunk: {told}")
 
-weights = os.environ.get("MSK_WAN", "")
-if not (torch.cuda.is_available() and weights and Path(weights).exists()):
-    print("no GPU, or no weights at hand: with both, three chunks of a pinned picture would be streamed and timed here")
-else:
-    try:
-        real = msk.load(weights)
-        stream = msk.Stream(real, "a red fish in the sea", picture)
-        chunks = [stream.step(msk.Tracks.grid(real.geometry, 16, stream.frames_wanted)).cpu() for _ in range(3)]
-        print(f"{real.name}, milliseconds of the last chunk:", {name: round(ms) for name, ms in stream.stats.items()})
-        film = viz.strip(torch.cat(chunks, dim=1), 6)
-        film.thumbnail((1248, 400))
-        display(film)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        print("these weights could not be played:", error)
+# %%
+film = viz.strip(torch.cat(chunks, dim=1), 6)
+film.thumbnail((1248, 400))
+film
 
 # %% [markdown]
 # ## Things to try

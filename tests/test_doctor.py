@@ -16,6 +16,17 @@ def test_the_report_reads_and_is_json():
         assert word in str(report)
 
 
+def test_the_short_form_is_four_lines_and_names_what_is_missing(monkeypatch):
+    monkeypatch.setitem(EXTRAS, "demo", (("surely_not_a_module",), "the live canvas"))
+    report = msk.doctor(short=True)
+    lines = str(report).splitlines()
+    assert [line.split()[0] for line in lines] == ["msk", "device", "threads", "missing"]
+    assert report.facts["dtype"] in lines[1] and 'pip install "msk[demo]"' in lines[3]
+    report.missing.clear()
+    assert str(report).endswith("nothing")
+    assert report.to_dict().keys() == msk.doctor().to_dict().keys()
+
+
 def test_it_says_what_the_machine_really_computes_with():
     facts = msk.doctor().facts
     assert facts["threads"] == torch.get_num_threads()

@@ -7,9 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages.browser import open_browser
+
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 ABSOLUTE = re.compile(r"""(?<![\w.:/<])(/(?:home|Users|root|work|content|tmp|mnt|opt|var)/|[A-Z]:\\)""")
+
+SHOWN = {"text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg"}      # by nbconvert and by GitHub
+HERE = ("file:", "data:")
+PAGE = 1100             # pixels across: beyond the text of a cell, a scroll bar
+TOO_WIDE = """() => [...document.querySelectorAll("pre, table, img")].filter((e) => {
+    const text = document.createRange();
+    text.selectNodeContents(e);
+    const right = Math.max(text.getBoundingClientRect().right, e.getBoundingClientRect().right);
+    return right > e.closest(".jp-Cell").getBoundingClientRect().right || (e.tagName === "IMG" && !e.naturalWidth);
+}).map((e) => e.tagName + " " + e.innerText.split("\\n").sort((a, b) => b.length - a.length)[0])"""
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -86,6 +98,60 @@ def test_it_ends_with_things_to_try_and_they_are_solved(path):
         text = solutions.read_text()
         ast.parse(text)
         assert re.findall(r"^# (\d)\. ", text, re.M) == tasks
+
+
+@each
+def test_what_it_shows_is_seen_on_every_page(path):
+    for cell in cells(path, "code"):
+        for output in cell["outputs"]:
+            kinds = output.get("data", {"text/html": ""}).keys()
+            assert kinds & SHOWN or not "".join(output["data"]["text/plain"]).startswith("<"), cell["source"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as browser:
+        yield browser
+
+
+@each
+def test_nothing_is_wider_than_its_page(path, browser, tmp_path):
+    """The notebook as nbconvert shows it, as it was committed: nothing runs."""
+    nbconvert = pytest.importorskip("nbconvert")
+    page, file = browser.new_page(viewport={"width": PAGE, "height": 900}), tmp_path / "page.html"
+    file.write_text(nbconvert.HTMLExporter(template_name="lab").from_filename(str(path))[0])
+    page.route("**/*", lambda route: route.continue_() if route.request.url.startswith(HERE) else route.abort())
+    page.goto(file.as_uri())
+    assert page.evaluate(TOO_WIDE) == []
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["wan2.1-1.3b", "wan2.2-5b"])
+def test_12_plays_the_checkpoint_that_it_is_told(name, tmp_path, monkeypatch, capsys):
+    """Its last cells, on a checkpoint of the public format at toy size, whose one prompt umT5 has read already."""
+    import torch
+
+    import msk
+    from msk import viz, wan
+    from msk.models import toy
+    from msk.weights import save_weights
+    kit = msk.Kit.random(toy(msk.PRESETS[name]))
+    folder = wan.export(kit, tmp_path / "checkpoint")
+    tiny = {part: x for part, x in kit.vae.state_dict().items() if part not in ("mean", "std")}
+    save_weights(tiny, folder / ("taew2_2.safetensors" if "2.2" in name else "taew2_1.safetensors"))
+    monkeypatch.setenv("MSK_WAN", str(folder))
+    monkeypatch.setenv("MSK_CACHE", str(tmp_path))
+    monkeypatch.delenv("MSK_TAEHV", raising=False)
+    sources = ["".join(cell["source"]) for cell in cells(FOLDER / "12_wan.ipynb", "code")]
+    at = next(i for i, source in enumerate(sources) if "MSK_WAN" in source)
+    place = msk.load(folder, device="cpu").text.kept("a red fish in the sea")
+    place.parent.mkdir()
+    save_weights({"features": torch.randn(5, kit.dit.config.text_dim)}, place)
+    known = dict(msk=msk, torch=torch, viz=viz, picture=viz.image(torch.rand(3, 40, 40)), out=None)
+    for source in sources[at:]:
+        exec(source, known)
+    assert known["real"].dit.config == kit.dit.config and "the last chunk: denoise" in capsys.readouterr().out
+    assert all(chunk.isfinite().all() for chunk in known["chunks"]) and known["film"].width <= 1248
 
 
 def test_the_table_of_contents_is_complete():

@@ -15,7 +15,7 @@ from msk.train import dmd, main, ode
 from msk.train import vae as vae_stage
 from msk.train.data import Pool, drawn
 from msk.train.loop import Budget, Checkpoint, Learner, orthogonal, train
-from msk.train.pipeline import open_gates
+from msk.train.pipeline import condition, open_gates
 
 TOY = PRESETS["toy"]
 
@@ -410,6 +410,28 @@ def test_a_lesson_goes_from_clips_to_a_student_and_comes_out_the_same():
     assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), models.dit.parameters()))
     assert lesson.as_kit(models, preset, vae).role == "teacher"
     assert lesson.as_kit(models, preset, vae, student).dit is student
+
+
+def test_in_the_papers_layout_only_memory_knows_the_picture():
+    """Where nothing is remembered, another picture changes nothing after the first chunk; through a sink it does."""
+    lesson, preset, vae, _ = lesson_kit()
+    bare = lesson.paper_layout(preset)
+    assert bare.dit.image_frames == "first" and bare.tracks.carry == 0 and bare.dit.pull < 0
+    batches = lesson.drawn_batches(bare, vae, count=2, batch=4, latent_frames=12, clips=8)
+    models = lesson.teach_causal(bare, batches, steps=3)
+    with torch.no_grad():
+        models.dit.head.head.weight.normal_(std=.1)
+    batch = batches[0]
+    cond = condition(models, batch)
+    noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(0))
+
+    def last(image, sink):
+        config = replace(bare.stream, sink=sink, window=0)
+        return list(rollout(models.dit, noise, cond.text, cond.motion, image, config,
+                            generator=torch.Generator().manual_seed(1)))[-1]
+
+    assert torch.equal(last(cond.image, 0), last(-cond.image, 0))
+    assert not torch.equal(last(cond.image, 1), last(-cond.image, 1))
 
 
 def test_a_lesson_ends_with_the_running_average():

@@ -1,4 +1,8 @@
 """Pictures show what they say: the right frames, the right places, and nothing where nothing is drawn."""
+import base64
+import io
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +24,23 @@ def test_a_strip_shows_the_first_and_the_last_frame():
     assert made.size == (3 * 32 + 2 * viz.GAP, 32)
     assert made.getpixel((0, 0)) == (0, 0, 0) and made.getpixel((95, 5)) == (255, 255, 255)
     assert made.getpixel((50, 5)) == (76, 76, 76)
+
+
+def test_a_label_is_never_cut_off():
+    narrow = viz.strip(grey(0.5), count=1)
+    page = viz.grid([narrow], ["a label that is longer than its picture is wide"])
+    assert page.width > narrow.width and page.crop((narrow.width, 0, page.width - 1, viz.LINE)).getextrema()[0][0] < 128
+    assert page.crop((page.width - 1, 0, page.width, page.height)).getextrema()[0][0] > 200
+
+
+def test_a_moving_clip_plays_wherever_html_is_shown_and_leaves_a_picture_elsewhere():
+    clip = torch.rand(7, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    shown = viz.Moving(clip, fps=12, width=96, about='"a" & b')
+    packed = re.search(r'src="data:image/webp;base64,([^"]+)"', shown._repr_html_())[1]
+    with Image.open(io.BytesIO(base64.b64decode(packed))) as played:
+        assert (played.n_frames, played.size, played.info["loop"]) == (7, (24, 16), 0)
+    assert 'width="96"' in shown._repr_html_() and "&quot;a&quot; &amp; b" in shown._repr_html_()
+    assert Image.open(io.BytesIO(shown._repr_jpeg_())).size == (24, 16)
 
 
 def test_a_grid_holds_every_strip_under_its_label():
@@ -78,7 +99,7 @@ def test_charts_are_pictures():
     cells = {(w_t, w_m): viz.image(torch.rand(3, 8, 8)) for w_t in (0.0, 3.0) for w_m in (0.0, 1.5, 3.0)}
     losses = {"teacher": [3.0, 2.0, 1.0], "student": [1.0]}
     for made in (viz.show_mask(mask, chunk=6), viz.attention_map(weights, (3, 4), query=13), viz.guidance_grid(cells),
-                 viz.guidance_grid({(3.0, 1.5): cells[3.0, 1.5]}), viz.loss_curves(losses)):
+                 viz.guidance_grid({(3.0, 1.5): cells[3.0, 1.5]}, notes={(3.0, 1.5): "EPE 3"}), viz.loss_curves(losses)):
         assert isinstance(made, Image.Image) and made.getextrema()[0][0] < made.getextrema()[0][1]
 
 

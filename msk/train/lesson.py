@@ -32,6 +32,14 @@ def small(preset: Preset, pixels: int = 32) -> Preset:
                    sample_steps=6)
 
 
+def paper_layout(preset: Preset) -> Preset:
+    """The preset with the given picture in the first latent frame alone and tracks that carry ids and nothing else: what a
+    stream knows of its picture later on, it remembers (MotionStream, Sec. 3.1, 3.2)."""
+    tracks = replace(preset.tracks, carry=0)
+    dit = replace(preset.dit, image_frames="first", motion_channels=tracks.width(preset.geometry.time_stride), pull=-1)
+    return replace(preset, tracks=tracks, dit=dit)
+
+
 def untrained(preset: Preset, seed: int = 0, track_head: nn.Module | None = None) -> Teacher:
     """track_head: another way to show tracks, in place of the preset's."""
     with torch.random.fork_rng(devices=[]):
@@ -77,6 +85,23 @@ def adapt(models: Teacher, preset: Preset, batches: list[Batch], steps: int, lr:
     for _ in taught(learner, lambda paths: ode.ode_loss(student, paths, preset.stream), paths, steps):
         pass
     return student.eval().requires_grad_(False)
+
+
+def teach_causal(preset: Preset, batches: list[Batch], steps: int, lr: float = 3e-3, seed: int = 0) -> Teacher:
+    """A causal student from nothing: the regression of stage three with true clips on straight lines in place of a teacher's
+    trajectories (`ode.straight`). It meets many sinks and windows."""
+    torch.manual_seed(seed)
+    models = untrained(preset, seed).to(batches[0].latents.device)
+    learner = Learner(models, lr, ema=.97, muon=in_blocks, muon_lr=2 * lr)
+
+    def loss_of(batch):
+        noise = torch.randn_like(batch.latents)
+        paths = ode.straight(batch.latents, condition(models, batch), preset.stream, noise)
+        return ode.ode_loss(models.dit, paths, preset.stream)
+
+    for _ in taught(learner, loss_of, batches, steps):
+        pass
+    return models.eval().requires_grad_(False)
 
 
 def trajectories(models: Teacher, preset: Preset, batch: Batch) -> ode.Trajectories:
