@@ -416,8 +416,7 @@ def rolled(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Callab
 def forgetful(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Callable]:
     """`lasting`, over four clips of training, by small students that see the picture in the first frame only and are told
     of tracks by ids alone, as the paper's are: what they do not remember is lost. Each learned with the memory it has."""
-    preset, _ = told(job.small, job.vae, "ids")
-    preset, known = replace(preset, dit=replace(preset.dit, image_frames="first")), {}
+    preset, known = lesson.paper_layout(job.small), {}
 
     def student(name):
         if "models" not in known:
