@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import msk
+from msk.doctor import cores
 from msk.kit import names
 from msk.live.choose import Choice
 from msk.live.server import LOOPBACK, Lobby, Pictures
@@ -234,7 +235,7 @@ def main(argv: list[str] | None = None, *, model: str = "tiny", device: str | No
     parser.add_argument("--auth", metavar="NAME:PASSWORD", default=auth)
     parser.add_argument("--no-browser", action="store_true", default=quiet if open_browser is None else not open_browser)
     parser.add_argument("--choose", metavar="MODEL", nargs="*", default=choose, help=CHOOSE)
-    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="of the model on a CPU")
+    parser.add_argument("--threads", type=int, default=max(1, cores() - 1), help="of the model on a CPU")
     args = parser.parse_args([] if argv is None else argv)
     torch.set_num_threads(args.threads)
     kit = msk.load(args.model, device=args.device)

@@ -81,7 +81,7 @@ def doctor(short: bool = False) -> Report:
         msk=_version("msk"), python=platform.python_version(), torch=torch.__version__,
         platform=f"{platform.system()} {platform.machine()}", device=str(device), device_name=_device_name(device),
         dtype=str(dtype).removeprefix("torch."), dtype_reason=_dtype_reason(device, dtype), attention=backend(device, dtype),
-        threads=torch.get_num_threads(), cores=_cores(), wait_policy=os.environ.get("OMP_WAIT_POLICY", "unset").lower(),
+        threads=torch.get_num_threads(), cores=cores(), wait_policy=os.environ.get("OMP_WAIT_POLICY", "unset").lower(),
         memory_gib=memory, memory_free_gib=memory_free, disk_free_gib=shutil.disk_usage(Path.cwd()).free / 2**30,
         browser=next((found for name in BROWSERS if (found := shutil.which(name))), ""))
     if device.type == "cuda":
@@ -156,7 +156,7 @@ def _dtype_reason(device: torch.device, dtype: torch.dtype) -> str:
     return "native on this GPU" if dtype is torch.bfloat16 else f"what {device.type} does well"
 
 
-def _cores() -> int:
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

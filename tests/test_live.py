@@ -524,6 +524,7 @@ def test_recall_finds_nothing_outside_its_folder(play, tmp_path):
     lambda s: json.dumps(s | {"seed": "3"}).encode(), lambda s: json.dumps(s | {"chunks": [7]}).encode(),
     lambda s: json.dumps(s | {"chunks": [s["chunks"][1] | {"xy": [[]]}]}).encode(),
     lambda s: json.dumps(s | {"chunks": [s["chunks"][1] | {"frames": 10 ** 9}]}).encode(),
+    lambda s: json.dumps(s | {"points": 5}).encode(),
     lambda s: json.dumps(s | {"picture": "!"}).encode()])
 def test_a_damaged_session_is_refused_in_one_sentence_and_the_stage_stays(play, kept, damage):
     session = play()
@@ -554,6 +555,44 @@ os._exit(9)
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".mp4"]
     assert len(frames_of(whole.with_suffix(".mp4"))[0]) >= 24 and len(read_session(whole)["chunks"]) == 1
     assert recover(tmp_path) == []
+
+
+def test_a_take_of_an_earlier_process_of_this_number_is_finished_and_one_of_this_process_is_not(tmp_path, monkeypatch):
+    from msk.live import record
+    chunk = {"chunk": 0, "frames": 9, "ids": [], "who": [], "xy": [], "origin": []}
+    take = Take(tmp_path, 24, ABOUT)
+    take.note(chunk)
+    assert recover(tmp_path) == []
+    monkeypatch.setattr(record, "_written_here", set())         # as after a restart, in a container where all are number 1
+    assert recover(tmp_path) == [], "it may be another container's, which has just written"
+    monkeypatch.setattr(record, "LATELY", 0)
+    assert recover(tmp_path) == [take.lines.with_suffix(".json")]
+
+
+def test_a_recording_that_fails_is_closed_and_what_it_has_is_kept(play, tmp_path):
+    session = play(folder=tmp_path)
+    session.start()
+    until(lambda: session.take.frames > 15)
+    take = session.take
+    take.write = lambda picture: 1 / 0
+    until(lambda: session.take is None and take.closed)
+    assert any("recording has stopped" in event.get("message", "") for event in session.events)
+    assert session.state == "playing" and len(frames_of(take.path)[0]) > 12
+
+
+def test_an_export_while_it_plays_keeps_no_chunk_waiting(play, tmp_path, monkeypatch):
+    from msk.live import record
+    session, slow, joined = play(folder=tmp_path), threading.Event(), record.join
+    session.start()
+    until(lambda: session.take.frames > 15)
+    monkeypatch.setattr(record, "join", lambda *order: (slow.wait(20), joined(*order))[1])
+    export = threading.Thread(target=session.take.join, args=(tmp_path / "out.mp4",))
+    export.start()
+    chunk = session._chunk
+    until(lambda: session._chunk > chunk + 2)                   # the engine writes its lines all the while
+    slow.set()
+    export.join()
+    assert len(frames_of(tmp_path / "out.mp4")[0]) > 15
 
 
 def test_an_empty_take_leaves_nothing_and_cannot_be_exported(tmp_path):

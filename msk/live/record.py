@@ -32,6 +32,8 @@ MAX_EVENTS = 100_000
 MAX_GROUPS, MAX_TRACKS = 64, 4096           # that one chunk may hold
 FAR = 1e5                                   # pixels: no place is so far
 AGAIN = "again"
+LATELY = 60                                 # seconds
+_written_here: set[Path] = set()            # takes that this process has begun
 _NAME = re.compile(r"take-\d{8}-\d{6}-[0-9a-f]{16}")
 
 
@@ -64,7 +66,8 @@ class Take:
         self._part = self._stream = self._lines = None
         self._in_part = 0
         self._held: dict = {}                       # the last chunk
-        self._lock = threading.RLock()
+        self._lock, self._film = threading.RLock(), threading.RLock()       # of the lines, and of the frames: to join all
+                                                                            # frames takes long, and no chunk waits for it
 
     @property
     def lines(self) -> Path:
@@ -82,6 +85,7 @@ class Take:
         if self._lines is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lines = open(self.lines, "w", encoding="utf-8")
+            _written_here.add(self.lines.resolve())
             self._line(self.about)
         self._lines.write(json.dumps(record, separators=(",", ":")) + "\n")
         self._lines.flush()
@@ -109,7 +113,7 @@ class Take:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
     def write(self, picture) -> None:
-        with self._lock:
+        with self._film:
             if self.closed:
                 return
             if self.frames >= MAX_FRAMES:
@@ -146,7 +150,7 @@ class Take:
 
     def join(self, path: str | Path) -> Path:
         """All frames so far as one plain mp4 at `path`; a take that runs goes on."""
-        with self._lock:
+        with self._film:
             if self.path is not None:
                 Path(path).write_bytes(self.path.read_bytes())
                 return Path(path)
@@ -158,14 +162,17 @@ class Take:
 
     def session(self) -> dict:
         """The take as one value: what it was made of, every deed and every chunk's paths."""
-        with self._lock:
-            if not self.begun:
-                return {**self.about, "chunks": [], "events": []}
-            return {**read_session(self.file()), "shown": self.frames}
+        if not self.begun:
+            return {**self.about, "chunks": [], "events": []}
+        try:
+            session = read_session(self.file())         # its last line may be half written, which is left out
+        except FileNotFoundError:                       # it was closed meanwhile, and has another name
+            session = read_session(self.file())
+        return {**session, "shown": self.frames}
 
     def close(self) -> Path | None:
         """NAME.json, and NAME.mp4 if a frame was shown; nothing if nothing was done. A second call does nothing."""
-        with self._lock:
+        with self._film, self._lock:
             if self.closed:
                 return self.path
             self._end_part()
@@ -174,6 +181,7 @@ class Take:
                 self._lines.close()
                 self.path = finish(self.lines, self._parts)
             self.closed, self._lines = True, None
+            _written_here.discard(self.lines.resolve())
             return self.path
 
 
@@ -236,7 +244,7 @@ def recover(folder: str | Path) -> list[Path]:
     for lines in sorted(Path(folder).glob("take-*.jsonl")):
         try:
             session = read_session(lines)
-            if _alive(session.get("process")):
+            if lines.resolve() in _written_here or _alive(session.get("process"), lines):
                 continue
             parts = sorted(lines.parent.glob(f"{lines.stem}.part.[1-9]*.mp4"), key=lambda p: int(p.suffixes[-2][1:]))
             finish(lines, [p for p in parts if _plays(p)])
@@ -257,10 +265,14 @@ def _plays(part: Path) -> bool:
         return False
 
 
-def _alive(process) -> bool:
-    """Whether a process of this number runs, where one may ask."""
+def _alive(process, lines: Path) -> bool:
+    """Whether a process of this number runs, where one may ask.
+
+    This one's own number, in a take that it did not begin, is that of one before it: in a container all have the same. Or of
+    one in another container, which then has just written.
+    """
     if os.name != "posix" or not isinstance(process, int) or process == os.getpid():
-        return process == os.getpid()
+        return process == os.getpid() and time.time() - lines.stat().st_mtime < LATELY
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -329,6 +341,8 @@ def check_session(session: dict, name: str = "the file") -> dict:
     for key, kind in kinds.items():
         if not isinstance(session.get(key), kind) or isinstance(session.get(key), bool):
             raise ValueError(f"{name}: {key} is {session.get(key)!r:.40}, wanted {kind.__name__}: it is damaged")
+    if not isinstance(session.get("points", []), list):
+        raise ValueError(f"{name}: points is {session['points']!r:.40}, wanted list: it is damaged")
     for k, chunk in enumerate(session["chunks"]):
         try:
             fine = _holds(chunk)

@@ -654,6 +654,8 @@ class Session:
                 way = None
                 if kind == "path":
                     nodes = tuple((float(t), self._place(float(x), float(y))) for t, x, y in p["nodes"][:MAX_NODES])
+                    if not nodes or any(b[0] <= a[0] for a, b in zip(nodes, nodes[1:])):
+                        raise ValueError("the nodes of a path come one after the other")
                     way = Way(nodes, p["loop"], min(max(float(p["speed"]), 0.1), 10.0))
                 point = Point(id, int(p["track"]) % self.max_id, kind, Follower(at, now, self.follow), None,
                               self._place(*map(float, p["origin"])), way, float(p.get("played", 0.0)))
@@ -674,13 +676,14 @@ class Session:
         self._send(self.describe())
 
     def _send(self, event: dict) -> None:
-        if self.on_event is not None:
-            self.on_event(event)
+        tell = self.on_event                            # another thread may take it away meanwhile
+        if tell is not None:
+            tell(event)
 
     def _show_still(self) -> None:
-        frame = self.still()
-        if self.on_frame is not None and frame is not None:
-            self.on_frame(frame)
+        frame, show = self.still(), self.on_frame
+        if show is not None and frame is not None:
+            show(frame)
 
     def _delay(self, seconds: float) -> None:
         self._queue = deque(replace(f, due=f.due + seconds) for f in self._queue)
@@ -719,9 +722,18 @@ class Session:
         if self.take is not None:
             try:
                 self.take.note(record)
-            except OSError as error:
-                self.take = None
-                self._send({"type": "error", "message": f"recording has stopped, the stream goes on: {error}"})
+            except (OSError, ValueError) as error:      # a full disk; a file that could not be closed
+                self._lose(self.take, error)
+
+    def _lose(self, take: Take, error: Exception) -> None:
+        """A take that cannot be written any more is closed: what it has is kept."""
+        if take not in self._ending:
+            self._ending.append(take)
+            self._before = take if take.frames else self._before
+        if self.take is take:
+            self.take = None
+        self._send({"type": "error", "message": f"recording has stopped, the stream goes on: {error}"})
+        self._changed.notify_all()
 
     def _note_points(self) -> None:
         """The points, for the session file, if the last it knows is not the same."""
@@ -1002,8 +1014,7 @@ class Session:
             with self._changed:
                 self._writing = False
                 if failed is not None:
-                    self.take = None
-                    self._send({"type": "error", "message": f"recording has stopped, the stream goes on: {failed}"})
+                    self._lose(take, failed)
                 self._changed.notify_all()
 
 
