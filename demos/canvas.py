@@ -214,9 +214,10 @@ def launch(kit, host: str = "127.0.0.1", port: int = 7860, share: bool = False, 
 
 
 def warm_up(kit) -> None:
-    """Make two chunks that nobody sees: the first ones are slow."""
+    """Make chunks that nobody sees, until each sees as many as the one before it: each new number is slow at first."""
     stream = msk.Stream(kit, "", torch.full((3, kit.geometry.height, kit.geometry.width), 0.5))
-    for _ in range(2):
+    seen = None
+    while seen != (seen := [len(pieces) for pieces in stream.memory.values()]):
         stream.step(None)
         stream.settle()
 

@@ -118,18 +118,17 @@ def choose(device, dtype: torch.dtype, queries: int, keys: int, heads: int, dim:
     q, k, v = (torch.randn(1, n, heads, dim, device=device).to(dtype) for n in (queries, keys, keys))
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for name in ways(device, dtype):
-        _chosen[device.type, dtype] = name
         try:
-            attend(q, k, v)
+            _by(name, q, k, v, alone=True)
             wait()
             began = perf_counter()
             for _ in range(repeats):
-                attend(q, k, v)
+                _by(name, q, k, v, alone=True)
             wait()
         except Exception:                               # no kernel, too old a card, too little memory: each says it its way
             continue
         took[name] = 1000 * (perf_counter() - began) / repeats
-    _chosen.pop((device.type, dtype))
+    _chosen.pop((device.type, dtype), None)
     if took:
         _chosen[device.type, dtype] = min(took, key=took.get)
     return took
@@ -139,7 +138,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, kind: st
     """q [B, Lq, heads, D], k and v [B, Lk, heads, D] -> [B, Lq, heads * D]; mask [Lq, Lk] bool, True: may look."""
     if _capturing and _capturing[-1][0] == kind:
         _capturing[-1][1].append(_map(q, k, mask))
-    name = backend(q.device, q.dtype)
+    return _by(backend(q.device, q.dtype), q, k, v, mask)
+
+
+def _by(name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, alone: bool = False) -> Tensor:
+    """`attend` in the way of that name; of torch's own kernels it comes first, and `alone` lets no other stand in for it."""
     if name.startswith("flash-attn") and mask is None:
         out = _packages()[name](q, k, v)
         return (out[0] if isinstance(out, tuple) else out).flatten(2)
@@ -150,8 +153,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, kind: st
             scores = scores.masked_fill(~mask, float("-inf"))
         out = scores.softmax(-1).to(v.dtype) @ v
     elif q.is_cuda:
-        only = [_SDPA[name]] if name in _SDPA and mask is None else list(_SDPA.values())
-        with sdpa_kernel(only, set_priority=True):
+        first = [_SDPA[name]] if name in _SDPA and mask is None else []         # it may still refuse other lengths
+        with sdpa_kernel(first if alone and first else [*first, *(x for x in _SDPA.values() if x not in first)],
+                         set_priority=True):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

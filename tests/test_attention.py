@@ -136,13 +136,13 @@ def test_a_way_that_refuses_is_not_chosen(monkeypatch):
     from msk import attention
     monkeypatch.setattr(attention, "_chosen", {})
     monkeypatch.setattr(attention, "ways", lambda *_: ["cuDNN", "sdpa"])
-    real = attention.F.scaled_dot_product_attention
+    real = attention._by
 
-    def picky(*args, **more):
-        if attention.backend("cpu", torch.float32) == "cuDNN":
+    def picky(name, *args, **more):
+        if name == "cuDNN":
             raise RuntimeError("no kernel for this")
-        return real(*args, **more)
+        return real(name, *args, **more)
 
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", picky)
+    monkeypatch.setattr(attention, "_by", picky)
     assert list(attention.choose("cpu", torch.float32, 8, 8, 1, 16)) == ["sdpa"]
     assert backend("cpu", torch.float32) == "sdpa"
