@@ -49,7 +49,8 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 
 # torch first and by itself, so that what comes later never picks another one
-$(VENV)/torch.stamp: constraints.txt
+# (one that is named on the command line is asked for again: pip knows whether it is there)
+$(VENV)/torch.stamp: constraints.txt $(if $(findstring command,$(origin TORCH)),force)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "msk needs Python 3.11 or newer, $(PYTHON) is `$(PYTHON) --version`: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -65,4 +66,4 @@ $(VENV)/all.stamp: $(VENV)/torch.stamp pyproject.toml
 	$(PIP) install -c $(VENV)/constraints.txt -e '.[all]'
 	touch $@ $(VENV)/demo.stamp
 
-.PHONY: help demo test lint bench eval notebooks train clean
+.PHONY: force help demo test lint bench eval notebooks train clean
