@@ -1,8 +1,11 @@
 """The live canvas: a starting picture, a prompt, points that are dragged while the video plays."""
 import argparse
+import atexit
 import functools
 import itertools
 import os
+import shutil
+import tempfile
 import threading
 import webbrowser
 from collections.abc import Callable
@@ -107,6 +110,7 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
     who plays may choose from, as `load(name)` takes them, this one first; a choice spends this machine's disk and memory.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("GRADIO_TEMP_DIR", own_folder())
     try:
         import gradio as gr
         import websockets  # noqa: F401  without it the server answers no WebSocket
@@ -211,6 +215,15 @@ def launch(kit, host: str = "127.0.0.1", port: int = 7860, share: bool = False, 
         finally:
             lobby.close()
     return page, lobby, url
+
+
+@functools.cache
+def own_folder() -> str:
+    """Where Gradio keeps what the page shows, until the process ends. Its own place is one for all: two pages with the same
+    pictures write the same files, even while the other sends them, and of two users the second may not write at all."""
+    folder = tempfile.mkdtemp(prefix="msk-page-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def warm_up(kit) -> None:
