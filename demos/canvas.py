@@ -2,6 +2,8 @@
 import argparse
 import atexit
 import functools
+import hashlib
+import io
 import itertools
 import os
 import shutil
@@ -23,6 +25,7 @@ from msk.live.session import Session
 from msk.live.widget import STAGE_JS, knowing
 from msk.models import offer
 from msk.picture import fitted, read_picture
+from msk.weights import write_whole
 
 GALLERY = 12                                    # starting pictures from the world's held-out seeds
 RECORDINGS = "recordings"
@@ -98,8 +101,18 @@ class Scene:
     def new_session(self) -> Session:
         return Session(self.open_stream, self.kit.geometry, name=self.kit.name, **self.session_options)
 
-    def thumbnails(self) -> list:
-        return [fitted(image, self.kit.geometry) for image, _ in self.pictures]
+    def thumbnails(self) -> list[str]:
+        """The pictures as files, written once: Gradio writes them again for each page, also while another is sent them."""
+        found = []
+        for image, _ in self.pictures:
+            packed = io.BytesIO()
+            fitted(image, self.kit.geometry).save(packed, "PNG")
+            place = Path(os.environ["GRADIO_TEMP_DIR"]) / f"{hashlib.sha256(packed.getvalue()).hexdigest()[:24]}.png"
+            if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(place, packed.getvalue())
+            found.append(str(place))
+        return found
 
 
 def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None = None,

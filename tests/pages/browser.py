@@ -33,7 +33,8 @@ class Stage:
     def __init__(self, browser, url, width=1200, height=900, before=None, **options):
         self.complaints, self.strangers = [], []
         self.page = browser.new_page(viewport={"width": width, "height": height}, **options)
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("console", lambda m: self.complaints.append(f"{m.text} {m.location.get('url', '')}".strip())
+                     if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
         self.page.on("request", lambda r: self.strangers.append(r.url)
                      if "://127.0.0.1" not in r.url and not r.url.startswith(("data:", "blob:")) else None)
