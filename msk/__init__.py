@@ -26,5 +26,14 @@ from .stream import Stream, rollout  # noqa: E402
 from .tracks import Tracks  # noqa: E402
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name == "Stage":                 # what it needs is not of the core (msk[notebook])
+        from .live import Stage
+        return Stage
+    raise AttributeError(f"module 'msk' has no attribute {name!r}")
+
+
 __all__ = ["PRESETS", "Condition", "DiTConfig", "Geometry", "Kit", "Preset", "Stream", "StreamConfig", "Tracks",
            "doctor", "joint_guidance", "load", "rollout", "sample"]

@@ -569,6 +569,14 @@ def test_a_take_of_an_earlier_process_of_this_number_is_finished_and_one_of_this
     assert recover(tmp_path) == [take.lines.with_suffix(".json")]
 
 
+def test_the_stage_of_a_notebook_is_asked_for_by_its_short_name():
+    import msk
+    from msk.live import Stage
+    assert msk.Stage is Stage and "Stage" not in msk.__all__, "the core imports without it"
+    with pytest.raises(AttributeError, match="no attribute 'Stages'"):
+        msk.Stages  # noqa: B018
+
+
 def test_a_recording_that_fails_is_closed_and_what_it_has_is_kept(play, tmp_path):
     session = play(folder=tmp_path)
     session.start()

@@ -271,6 +271,9 @@ def test_a_stage_that_was_begun_is_not_begun_again_by_mistake(tmp_path):
     with pytest.raises(ValueError, match="holds an earlier run of vae: go on with --resume, or name another folder"):
         main("all", TOY, .01, tmp_path, threads=1)
     assert (tmp_path / "vae.ckpt").read_bytes() == kept
+    (tmp_path / "trajectories.part.safetensors").touch()
+    with pytest.raises(ValueError, match="holds an earlier run of causal"):
+        main("causal", TOY, .01, tmp_path, threads=1)
 
 
 def test_resume_skips_what_is_done_and_not_what_came_with_the_kit_it_started_from(tmp_path, monkeypatch):

@@ -394,7 +394,8 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         raise ValueError("a VAE is always trained from nothing: leave --init out")
     out, device = Path(out), torch.device(device) if device is not None else best_device()
     stages = (stage,) if stage != "all" else STAGES if init is None else STAGES[1:]
-    begun = [name for name in stages if (out / f"{name}.ckpt").exists()]
+    begun = [name for name in stages if any(out.glob(f"{name}.ckpt"))
+             or name == "causal" and any(out.glob("trajectories*.safetensors"))]         # perhaps of another teacher
     if begun and not resume:
         raise ValueError(f"{out} holds an earlier run of {', '.join(begun)}: go on with --resume, or name another folder "
                          "with --out")
