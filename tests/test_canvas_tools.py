@@ -177,7 +177,7 @@ def test_a_path_is_set_to_swing_made_faster_smooth_and_even(stage, session):
         page.keyboard.press("ArrowRight")
     until(lambda: point.way.speed == 2)
     assert point.played > 0.5                                               # it went on where it was
-    assert page.locator(".msk-host .times").inner_text() == "2×"
+    stage.expect(".msk-host .times").to_have_text("2×")
     clicked = point.way
     page.get_by_role("button", name="Smooth").click()
     until(lambda: len(point.way.nodes) > 20)
@@ -406,11 +406,11 @@ def test_what_the_model_sees_is_shown_beneath_the_picture(stage, session):
     clicks(stage, BALL)
     page.get_by_role("button", name="what the model sees").click()
     until(lambda: session._look)
-    assert page.get_by_text("Nothing has been told yet").is_visible()
+    stage.expect(page.get_by_text("Nothing has been told yet")).to_be_visible()
     page.keyboard.press("Enter")
     stage.wait("stage.maps.has(stage.current.chunk)")
     page.get_by_text("the motion map, one picture for each latent frame").wait_for()
-    assert page.locator(".msk-host .map i").count() == 3
+    stage.expect(".msk-host .map i").to_have_count(3)
     bright = stage.ask(f"""(async () => {{
         const url = {SCREEN}.querySelector('.map i').style.backgroundImage.slice(5, -2), bitmap = new Image();
         bitmap.src = url; await bitmap.decode();
@@ -422,7 +422,7 @@ def test_what_the_model_sees_is_shown_beneath_the_picture(stage, session):
     assert bright == [[x, y], [x + 12, y], [x + 24, y]]                      # where the point is, in each of the three
     page.keyboard.press("m")
     until(lambda: not session._look)
-    assert not page.locator(".msk-host .map").is_visible()
+    stage.expect(".msk-host .map").to_be_hidden()
 
 
 def test_what_a_point_takes_is_outlined_and_a_page_can_choose_otherwise(browser, tmp_path):
@@ -445,7 +445,7 @@ def test_what_a_point_takes_is_outlined_and_a_page_can_choose_otherwise(browser,
         until(lambda: not session.hold.grips)
         stage.wait(f"{drawn} < {around} - 6")
         still = stage.page.get_by_role("button", name="Still")
-        assert still.get_attribute("aria-pressed") == "true"
+        stage.expect(still).to_have_attribute("aria-pressed", "true")
         stage.page.keyboard.press("h")
         until(lambda: not session.hold.rest)
         stage.wait(f"{SCREEN}.querySelector('[data-do=rest]').getAttribute('aria-pressed') === 'false'")

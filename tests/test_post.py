@@ -181,12 +181,13 @@ def test_where_a_proxy_bars_websockets_the_page_streams_over_http(tmp_path, prox
             def bar(page):
                 page.route_web_socket("**/msk/ws*", lambda socket: socket.close() if proxy == "closes" else None)
             stage = Stage(browser, url, before=bar).state("ready").wait("stage.current")
-            assert stage.ask("stage.host.way") == "http" and stage.page.locator(".msk-host .way").inner_text() == "http"
+            assert stage.ask("stage.host.way") == "http"
+            stage.expect(".msk-host .way").to_have_text("http")
             stage.drag(BALL, (0.7, 0.65), let_go=False)
             stage.rests_at(0.7, 0.65)
             stage.page.mouse.up()
             np.testing.assert_allclose(ball(stage.frames(1)[0][2]), (0.7, 0.65), atol=0.02)
-            assert stage.ask("stage.latencies.length") > 10
+            stage.wait("stage.latencies.length > 10")
             session = stage.ask("stage.hello.session")
             stage.ask("stage.host.drop()")
             stage.state("lost").state("playing")                # and finds its session again, by the same way

@@ -63,6 +63,12 @@ class Stage:
         return self.wait("stage.kept.slice(-6).every((f) => f.marks.length && "
                          f"Math.hypot(f.marks[0].x - {x}, f.marks[0].y - {y}) < 0.005)", seconds)
 
+    def expect(self, shown):
+        """Playwright's `expect` of a part of the page (a selector or a locator), which waits until the page says so."""
+        from playwright.sync_api import expect
+        expect.set_options(timeout=60_000)
+        return expect(self.page.locator(shown) if isinstance(shown, str) else shown)
+
     def state(self, name, seconds=60):
         return self.wait(f"stage.state === '{name}'", seconds)
 
