@@ -204,11 +204,13 @@ def whole(tracks: Tracks, picture: torch.Tensor, stride: int, max_id: int = 1638
 
     tracks [1, T, N]; picture [3, H, W] in [0, 1], where they begin; stride: pixels to a latent cell. A track that moves
     takes hold of what is under its origin, one that stays is a hinge of it; a thing that is let go stays where it was left.
+    A hidden track has let go, unless it is outside the picture: there it leads on, unseen.
     """
     picture = (picture * 255).round().byte().permute(1, 2, 0).numpy()
     as_complex = lambda z: z.double().cpu().numpy() @ np.array([1, 1j])
     xy, origins, lit = as_complex(tracks.xy[0]), as_complex(tracks.origins()[0]), tracks.visible[0].cpu().numpy()
     size = picture.shape[1::-1]
+    leads = lit | np.isfinite(xy) & ~inside(xy, size)
     things, whose = [], [None] * len(origins)
     moves = [lit[:, n].any() and np.abs(xy[lit[:, n], n] - origins[n]).max() > 1 for n in range(len(origins))]
     for n in sorted(range(len(origins)), key=lambda n: not moves[n]):
@@ -220,10 +222,10 @@ def whole(tracks: Tracks, picture: torch.Tensor, stride: int, max_id: int = 1638
     for thing in things:
         loose = loose[~thing.covers(loose)]
     places, speaks = [], []
-    for now, on in zip(xy, lit):
+    for now, on, leading in zip(xy, lit, leads):
         ways = []
         for thing in things:
-            led = [n for n in np.flatnonzero(on) if whose[n] is thing]
+            led = [n for n in np.flatnonzero(leading) if whose[n] is thing]
             ways.append(thing.lead(origins[led], now[led]) if led else (thing.turn, thing.shift))
         places.append(np.concatenate([*(thing.here(way) for thing, way in zip(things, ways)), loose]))
         spots = [now[n] for n in np.flatnonzero(on) if whose[n] is None]

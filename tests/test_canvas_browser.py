@@ -73,6 +73,14 @@ def test_the_thing_under_the_pointer_goes_where_it_is_dragged(stage):
     assert np.abs(aside).max() < 0.02 and along.max() < 1.2         # straight there, beyond only by the hand's own foresight
 
 
+def test_a_hand_drags_out_of_the_picture_and_takes_hold_at_its_edge(stage):
+    stage.drag(BALL, (1.2, 0.5))
+    stage.wait("Math.abs(stage.points.get(1).x - 1.2) < 0.01 && stage.current.index > 24 && !stage.current.marks.length")
+    stage.drag((0.995, 0.5), (0.7, 0.5))                                # its mark waits where it left
+    stage.rests_at(0.7, 0.5)
+    np.testing.assert_allclose(ball(stage.frames(1)[0][2]), (0.7, 0.5), atol=0.02)
+
+
 def test_a_point_dragged_in_mid_stream_and_a_pin_that_stays(stage):
     stage.page.keyboard.down("Shift")
     stage.click(*BALL)

@@ -152,6 +152,14 @@ def test_what_is_let_go_stays_where_it_was_left():
     assert told.visible[0, -1, moves][1:].all()
 
 
+def test_a_track_that_is_hidden_outside_the_picture_leads_on():
+    path = [BALL + 11 * i for i in range(9)]                            # out of the picture on its right
+    told = grip.whole(hand(path, [z.real < W for z in path]), FRAME, 8)
+    moves = (told.xy[0, -1] - told.origin[0]).norm(dim=-1) > 1
+    assert torch.allclose(told.xy[0, -1, moves] - told.origin[0, moves], torch.tensor([88.0, 0.0]), atol=1e-3)
+    assert path[-1].real - exact.RADIUS > W and not told.visible[0, -1, moves].any()
+
+
 def test_a_track_on_the_ground_moves_its_spot_alone():
     told = grip.whole(hand([70 + 80j + i for i in range(5)]), torch.full((3, 96, 96), 0.4), 8)
     assert ((told.xy[0, -1] - told.origin[0]).norm(dim=-1) > 0).sum() == 1
@@ -215,6 +223,25 @@ def test_a_dragged_point_takes_its_thing_along_and_the_rest_stays(play):
     way = moved(asked(session))
     assert (np.abs(way - (24 + 6j)) < 0.6).sum() > 3 and (np.abs(way) < 1e-3).sum() > 40
     assert (np.abs(way - (24 + 6j)) < 0.6).sum() + (np.abs(way) < 1e-3).sum() == len(way)
+
+
+def test_a_hand_leads_a_thing_out_of_the_picture_and_back(play):
+    session = play()
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    session.start()
+    goes = lambda tracks: torch.from_numpy(np.abs(moved(tracks)) > 1)
+    edge = complex(W + 1, BALL.imag)
+    drag(session, edge)
+    until(lambda: abs(moved(asked(session))[0] - (edge - BALL)) < 0.6)
+    tracks = asked(session)
+    speaks = tracks.visible[0, -1] & goes(tracks)
+    assert not tracks.visible[0, -1, 0]                                 # the hand's own point says nothing out there,
+    assert speaks.any() and torch.equal(speaks, goes(tracks) & (tracks.xy[0, -1, :, 0] < W))     # its thing does, within
+    drag(session, BALL + 10)
+    until(lambda: abs(moved(asked(session))[0] - 10) < 0.6)
+    tracks = asked(session)
+    assert goes(tracks).sum() > 3 and tracks.visible[0, -1, goes(tracks)].all()
 
 
 def test_a_thing_whose_point_is_taken_away_stays_where_it_is_left_and_reset_brings_it_back(play):

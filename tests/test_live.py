@@ -647,6 +647,9 @@ def test_what_is_not_the_protocol_gets_one_sentence(data):
 def test_places_outside_the_picture_are_brought_to_its_edge():
     message = protocol.read('{"type": "add", "id": 1, "kind": "live", "x": -3, "y": 1.5, "t": 0}')
     assert (message["x"], message["y"]) == (0, 1)
+    far = [Sample(0.0, 1, -3, 1.25), Sample(1.0, 1, 0.5, 9)]                            # a hand may lead out of it
+    samples = protocol.read(protocol.write_samples(far))["samples"]
+    assert [(s.x, s.y) for s in samples] == [(-0.5, 1.25), (0.5, 1.5)]
 
 
 # -- the link ----------------------------------------------------------------------------------------------------------

@@ -40,10 +40,10 @@ Down, binary, little endian: one frame
     u8 1, u8 quality, u8 n, u8 flags (1 = still), u32 seq, u32 chunk, u32 index, f64 pts, f64 sent, f64 echo,
     then n of  u16 id, u8 kind (0 live, 1 pin, 2 path, 3 camera), u8 0, f32 x, f32 y,  then a JPEG
 
-x and y are shares of the picture's width and height, origin top left; they may leave [0, 1] and are brought back to the
-edge. `t` and `echo` are milliseconds of the page's clock: `echo` is the newest pointer sample that this frame knows of
-(NaN: none). `pts` (when to show) and `sent` are milliseconds of the server's clock, so that their difference needs no
-common clock.
+x and y are shares of the picture's width and height, origin top left; outside [0, 1] they are brought back to the edge, but
+a hand and a path may leave the picture by half of its size. `t` and `echo` are milliseconds of the page's clock: `echo` is
+the newest pointer sample that this frame knows of (NaN: none). `pts` (when to show) and `sent` are milliseconds of the
+server's clock, so that their difference needs no common clock.
 """
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ from .points import KINDS, LOOPS, MOVE
 VERSION = 2
 MAX_TEXT = 16 * 1024
 MAX_BINARY = 64 * 1024
+BEYOND = 0.5                # shares of the picture that a hand may lead beyond its edge
 MAX_POINTS = 144            # with a camera's 64 they fit in one byte
 MAX_NODES = 160             # of one path
 MAX_PROMPT = 1000
@@ -112,6 +113,11 @@ def _share(name: str, value) -> float:
     return min(max(_number(name, value), 0.0), 1.0)
 
 
+def _reach(name: str, value) -> float:
+    """A share of the picture, or of what lies about it."""
+    return min(max(_number(name, value), -BEYOND), 1.0 + BEYOND)
+
+
 def _words(name: str, value, limit: int) -> str:
     if not isinstance(value, str) or len(value) > limit:
         came = f"{len(value)} characters" if isinstance(value, str) else repr(value)[:40]
@@ -160,7 +166,7 @@ def _nodes(name, value) -> list[tuple[float, float, float]]:
     nodes = []
     for node in _list(name, value, 2, MAX_NODES):
         t, x, y = _list(name, node, 3, 3)
-        nodes.append((_number("seconds", t, nodes[-1][0] if nodes else 0.0, MAX_SECONDS), _share("x", x), _share("y", y)))
+        nodes.append((_number("seconds", t, nodes[-1][0] if nodes else 0.0, MAX_SECONDS), _reach("x", x), _reach("y", y)))
     return [(t - nodes[0][0], x, y) for t, x, y in nodes]
 
 
@@ -228,7 +234,7 @@ def read_binary(data: bytes) -> dict:
                             f"{_SAMPLE.size} bytes each after the first two")
     samples = []
     for t, point, x, y in _SAMPLE.iter_unpack(data[2:]):
-        samples.append(Sample(_number("t", t), point, _share("x", x), _share("y", y)))
+        samples.append(Sample(_number("t", t), point, _reach("x", x), _reach("y", y)))
     return {"type": "pointer", "samples": samples}
 
 

@@ -24,14 +24,14 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from ..grip import Thing
+from ..grip import Thing, inside
 from ..picture import fitted, read_picture
 from ..tracks import Tracks
 from .follow import Follow, Follower
 from .hold import Hold
 from .pace import Pace
 from .points import Deeds, Look, Point, Way
-from .protocol import MAX_NODES, MAX_POINTS, Mark, ProtocolError, Sample
+from .protocol import BEYOND, MAX_NODES, MAX_POINTS, Mark, ProtocolError, Sample
 from .record import Take, check_session, find, read_session
 from .replay import packed, picture_of, tracks_of
 
@@ -274,7 +274,7 @@ class Session:
         """A new point at (x, y), shares of the picture."""
         with self._deed([id]):
             self._check_new([id])
-            self._put_new(id, self._place(x, y), kind, self._now(t))
+            self._put_new(id, self._place(x, y, 0.0), kind, self._now(t))
 
     def grid(self, id: int, box: tuple, spacing: float, kind: str = "live", t: float | None = None) -> None:
         """New points all over a box (left, top, right, bottom in shares), `spacing` widths apart; ids from `id` on."""
@@ -541,10 +541,10 @@ class Session:
         self._echo = t if self._echo is None else max(self._echo, t)
         return self._clock.here(t, now)
 
-    def _place(self, x: float, y: float) -> complex:
-        """Shares of the picture -> pixels, inside it."""
-        width, height = self.geometry.width, self.geometry.height
-        return complex(min(max(x * width, 0.0), width - 1e-3), min(max(y * height, 0.0), height - 1e-3))
+    def _place(self, x: float, y: float, beyond: float = BEYOND) -> complex:
+        """Shares of the picture -> pixels, outside it by so much at most."""
+        within = lambda share, size: min(max(share, -beyond) * size, (1 + beyond) * size - 1e-3)
+        return complex(within(x, self.geometry.width), within(y, self.geometry.height))
 
     def _share(self, place: complex) -> tuple[float, float]:
         return place.real / self.geometry.width, place.imag / self.geometry.height
@@ -864,10 +864,11 @@ class Session:
 
     def _ask(self, frames: int, first: bool, now: float) -> tuple[dict, list[list[Mark]]]:
         """What the model is asked for in the next frames, as the session file keeps it, and the marks for the page."""
-        points, width = list(self.points.values()), self.geometry.width
-        paths = [point.path(frames, width, now, self.fps, first) for point in points]
+        points, size = list(self.points.values()), (self.geometry.width, self.geometry.height)
+        paths = [point.path(frames, size[0], now, self.fps, first) for point in points]
         flown, groups = self.hold.frames(frames, first, points, paths)
-        asked = ([(p.track_id, p.id, p.kind, path, [True] * frames, p.origin) for p, path in zip(points, paths)]
+        asked = ([(p.track_id, p.id, p.kind, path, inside(np.array(path), size).tolist(), p.origin)
+                  for p, path in zip(points, paths)]                # outside the picture a hand leads its thing, unseen
                  + [(track, mark, "camera", path, seen, origin) for track, mark, path, seen, origin in flown])
         marks = [[Mark(id, kind, *self._share(path[i])) for _, id, kind, path, seen, _ in asked if seen[i]]
                  for i in range(frames)]

@@ -35,7 +35,8 @@ function packAck(seq) {
 
 const median = (list) => list.length ? [...list].sort((a, b) => a - b)[list.length >> 1] : NaN;
 const share95 = (list) => list.length ? [...list].sort((a, b) => a - b)[Math.min(list.length - 1, Math.floor(0.95 * list.length))] : NaN;
-const clamp = (v) => Math.min(Math.max(v, 0), 1);
+const clamp = (v, beyond = 0) => Math.min(Math.max(v, -beyond), 1 + beyond);
+const BEYOND = 0.5;                         // as in protocol.py: a hand may lead out of the picture
 const lastOf = (list) => list[list.length - 1];
 
 // -- the connection: two ways to the server, tried in this order -------------------------------------------------------
@@ -452,7 +453,7 @@ function mountStage(el, host) {
     for (const [id, p] of points)
       if (p.nodes) inkWay(sheet, p, { fps: hello.fps, chosen: chosen.has(id) || over === id, head: runs() ? p.head : null });
     for (const [id, p] of points) {
-      const here = placeOf(p), colour = COLOURS[p.kind], { kind, leaving } = p;
+      const here = inside(placeOf(p)), colour = COLOURS[p.kind], { kind, leaving } = p;      // outside, it waits at the edge
       if (p.kind === "live" && p.trail.length > 1 && state === "playing") inkTrail(sheet, p.trail, colour);
       if (!p.nodes && Math.hypot((p.x - here.x) * w, (p.y - here.y) * h) > 4 * unit) inkLeash(sheet, here, p, colour);
       inkPoint(sheet, here, { kind, leaving, held: inHand.has(id), chosen: chosen.has(id), over: over === id });
@@ -542,8 +543,8 @@ function mountStage(el, host) {
   }
 
   const spotOf = ([, x, y]) => ({ x, y });
-  const inside = ({ x, y }) => ({ x: clamp(x), y: clamp(y) });
-  const boxOf = (a, b) => [Math.min(a.x, b.x), Math.min(a.y, b.y), Math.max(a.x, b.x), Math.max(a.y, b.y)].map(clamp);
+  const inside = ({ x, y }) => ({ x: clamp(x), y: clamp(y) }), about = ({ x, y }) => ({ x: clamp(x, BEYOND), y: clamp(y, BEYOND) });
+  const boxOf = (a, b) => [Math.min(a.x, b.x), Math.min(a.y, b.y), Math.max(a.x, b.x), Math.max(a.y, b.y)].map((v) => clamp(v));
   const pixelsFrom = (a, b) => Math.hypot((a.x - b.x) * screen.clientWidth, (a.y - b.y) * screen.clientHeight);
 
   const reachOf = ({ pointerType }) => pointerType === "touch" || pointerType === "pen" ? 28 : 18;      // fingers and pens hide it
@@ -551,7 +552,7 @@ function mountStage(el, host) {
   function nearest(at, reach = 18) {
     let best = null;
     for (const [id, p] of points) {
-      const far = pixelsFrom(placeOf(p), at);
+      const far = pixelsFrom(inside(placeOf(p)), at);
       if (far < reach) { best = id; reach = far; }
     }
     return best;
@@ -587,7 +588,7 @@ function mountStage(el, host) {
   function grab(event, at, ids) {
     const starts = new Map(), free = new Set([...hands.values()].flatMap((hand) => hand.ids));
     for (const id of ids) if (!free.has(id)) {
-      const p = points.get(id), here = p.nodes ? p : placeOf(p);
+      const p = points.get(id), here = p.nodes ? p : inside(placeOf(p));
       starts.set(id, { x: here.x - at.x, y: here.y - at.y });
     }
     const every = starts.size > 8 ? 40 : 0;             // milliseconds between samples: a line carries only so many
@@ -623,9 +624,9 @@ function mountStage(el, host) {
   function putPoint(id, place, t) {
     const p = points.get(id);
     if (!p) return;
-    let { x, y } = inside(place);
-    if (p.nodes) {                                                      // and stays in the picture with all of it
-      const within = (by, all) => Math.max(-Math.min(...all), Math.min(1 - Math.max(...all), by));
+    let { x, y } = about(place);
+    if (p.nodes) {                                                      // and stays in reach with all of it
+      const within = (by, all) => Math.max(-BEYOND - Math.min(...all), Math.min(1 + BEYOND - Math.max(...all), by));
       const dx = within(x - p.x, p.nodes.map((node) => node[1])), dy = within(y - p.y, p.nodes.map((node) => node[2]));
       p.nodes = p.nodes.map(([s, nx, ny]) => [s, nx + dx, ny + dy]);
       x = p.x + dx; y = p.y + dy;
@@ -657,7 +658,7 @@ function mountStage(el, host) {
       if (event.timeStamp - draft.clickedAt < 400 && pixelsFrom(spotOf(lastOf(draft.nodes)), at) < 12) return void finish();
       const node = [0, at.x, at.y];
       draft.nodes.push(node); draft.clickedAt = event.timeStamp;
-      return { ids: [], move(events) { const p = inside(where(lastOf(events))); node[1] = p.x; node[2] = p.y; }, up() {} };
+      return { ids: [], move(events) { const p = about(where(lastOf(events))); node[1] = p.x; node[2] = p.y; }, up() {} };
     }
     if (found === null && !roomFor(1)) return null;
     const start = found === null ? at : inside(placeOf(points.get(found)));
@@ -670,7 +671,7 @@ function mountStage(el, host) {
         if (!moved) drawn[0][0] = events[0].timeStamp - 1;              // the time it took to begin is not part of it
         moved = true;
         for (const e of events) {
-          const p = inside(where(e));
+          const p = about(where(e));
           drawn.push([Math.max(e.timeStamp, lastOf(drawn)[0]), p.x, p.y]);
         }
         stale = true;
@@ -704,7 +705,7 @@ function mountStage(el, host) {
     for (const [other, p] of points) if (other !== id && p.nodes) room -= p.nodes.length;
     if (room < 2) return note("All paths together have as many nodes as are kept: remove one first.");
     if (nodes.length > Math.min(room, hello.max_nodes)) nodes = byTime(nodes, Math.min(room, hello.max_nodes));
-    nodes = nodes.map(([t, x, y]) => [+t.toFixed(3), +clamp(x).toFixed(5), +clamp(y).toFixed(5)]);
+    nodes = nodes.map(([t, x, y]) => [+t.toFixed(3), +clamp(x, BEYOND).toFixed(5), +clamp(y, BEYOND).toFixed(5)]);
     const start = { x: nodes[0][1], y: nodes[0][2] };
     if (id === null) newPoint(id = nextId, "path", start);
     Object.assign(points.get(id), { kind: "path", ...start, nodes, loop, speed, head: null });
@@ -729,7 +730,7 @@ function mountStage(el, host) {
   }
 
   function moveNode(id, index, place) {
-    const p = points.get(id), { x, y } = inside(place);
+    const p = points.get(id), { x, y } = about(place);
     if (!p?.nodes) return;                                              // it was taken back meanwhile
     p.nodes = p.nodes.map((one, i) => i === index ? [one[0], x, y] : one);
     if (index === 0) Object.assign(p, { x, y });
