@@ -24,9 +24,9 @@ from .checkpoints import (
     to_wan_names,
     track_config,
 )
-from .config import PRESETS, DiTConfig, Preset
+from .config import PRESETS, DiTConfig, Preset, VAEConfig
 from .dit import DiT
-from .encoders import CLIP, UMT5, FullVAE, MixedVAE, beside
+from .encoders import CLIP, UMT5, FullVAE, MixedVAE, beside, need
 from .fast import prepare
 from .kit import Kit, assets, best_dtype, device_of, known
 from .motion import TrackHead
@@ -197,7 +197,10 @@ def outside(preset: Preset, folder: Path) -> tuple[nn.Module, nn.Module]:
     places = [folder / "vae", folder / "Wan2.1_VAE.pth"]
     full = next((place for place in places if place.exists()), None)
     tiny = tiny_vae(preset, folder)
+    if full is None and tiny is not None and preset.vae.decoder_widths != VAEConfig().decoder_widths:
+        return tiny, text                   # of another build than TAEHV's: the model's own, nothing else knows its latents
     try:
+        need("diffusers")                   # before half a gigabyte is fetched for it
         if full is None:
             full = beside(folder, "vae", repo, ["vae/*"]) / "vae"
         full = FullVAE.open(full)

@@ -321,6 +321,21 @@ def test_a_pipeline_folder_is_a_kit_that_streams(pipeline):
         assert out.shape == (1, frames, 3, 32, 48) and out.isfinite().all() and out.min() >= 0 and out.max() <= 1
 
 
+def test_nothing_is_fetched_that_could_not_be_used(tmp_path, taehv, monkeypatch, capsys):
+    """Neither Wan's autoencoder beside one of another build than TAEHV's, nor without the package that opens it."""
+    monkeypatch.setattr(wan, "beside", lambda *_: pytest.fail("something was fetched"))
+    monkeypatch.delenv("MSK_TAEHV", raising=False)
+    own = replace(WAN, vae=replace(WAN.vae, encoder_width=8, decoder_widths=(32, 16, 8, 8)))
+    save_weights({k: x for k, x in TinyVAE(own.vae).state_dict().items() if k not in ("mean", "std")},
+                 tmp_path / "taew2_1.safetensors")
+    vae, _ = wan.outside(own, tmp_path)
+    assert isinstance(vae, TinyVAE) and vae.config == own.vae and capsys.readouterr().err == ""
+    monkeypatch.setenv("MSK_TAEHV", str(taehv(16)))
+    monkeypatch.setattr(wan, "need", lambda _: (_ for _ in ()).throw(ImportError("diffusers is needed")))
+    vae, _ = wan.outside(WAN, tmp_path)
+    assert isinstance(vae, TinyVAE) and "diffusers is needed" in capsys.readouterr().err
+
+
 def test_a_tiny_decoder_takes_the_full_ones_place(pipeline, taehv, monkeypatch):
     monkeypatch.setenv("MSK_TAEHV", str(taehv(16)))
     kit = small(load(pipeline, dtype=torch.float32))
