@@ -90,8 +90,9 @@ class Take:
     """One scene as one case plays it: what is asked, what the hand tells, and the truth at the points to be measured."""
     seed: int
     caption: str
+    told: Tracks                # over all its frames
+    seen: list[int]             # those of them, T, that are measured
     truth: Tensor               # [1, T, 3, H, W]
-    told: Tracks
     dragged: Tracks
     thing: Tracks
     rest: Tracks
@@ -107,8 +108,11 @@ def staged(scene: Scene, things: list[int], paths: Tensor) -> Scene:
 
 
 @torch.no_grad()
-def take(world: World, case: Case, seed: int, frames: int, max_id: int = 64) -> Take | None:
-    """The scene of that seed, played by the case; None where it has too few things, or a thing without a trackable point."""
+def take(world: World, case: Case, seed: int, frames: int, max_id: int = 64, seen: list[int] | None = None) -> Take | None:
+    """The scene of that seed, played by the case; None where it has too few things, or a thing without a trackable point.
+
+    seen: the frames that are to be measured, from the first on; None: all.
+    """
     geometry, g = world.geometry, torch.Generator().manual_seed(seed)
     scene, captions = world.scene(1, frames, seed)
     time = torch.arange(frames)
@@ -120,7 +124,8 @@ def take(world: World, case: Case, seed: int, frames: int, max_id: int = 64) -> 
     things = scene.there[0].nonzero()[-paths.shape[1]:, 0].tolist()                     # the nearest: nothing covers them
     if len(things) < paths.shape[1]:
         return None
-    scene = staged(scene, things, paths)
+    played, seen = staged(scene, things, paths), list(range(frames)) if seen is None else seen
+    scene = played.when(seen)
     clip = Clip(scene.render(), [plain(captions[0])], scene)
     moved = torch.tensor(things) + 1
 
@@ -136,14 +141,15 @@ def take(world: World, case: Case, seed: int, frames: int, max_id: int = 64) -> 
     on_thing = torch.isin(layer, moved)
     thing, rest = (chosen(points, on.nonzero()[:POINTS, 0].tolist()) for on in (on_thing, ~on_thing))
     dragged = chosen(points, handles)
-    on_picture = ((dragged.xy >= 0) & (dragged.xy < size)).all(dim=-1)
-    told = replace(dragged, visible=on_picture & (torch.stack(case.told(s), dim=-1) if case.told else True))
+    told = replace(dragged, xy=played.track(dragged.xy[:, 0])[0])
+    on_picture = ((told.xy >= 0) & (told.xy < size)).all(dim=-1)
+    told = replace(told, visible=on_picture & (torch.stack(case.told(s), dim=-1) if case.told else True))
     if case.pins:
-        pins = clip.track(grid_points(geometry, 4, 4))
+        pins = replace(clip, scene=played).track(grid_points(geometry, 4, 4))
         ground = pins.visible.all(dim=1) & (scene.track(pins.xy[:, 0])[2] == 0)
         told = told.concat(chosen(pins, ground[0].nonzero()[:, 0].tolist()))
     told = replace(told, ids=draw_ids(1, told.xy.shape[2], max_id, g), origin=told.xy[:, 0])
-    return Take(seed, clip.captions[0], clip.frames, told, dragged, thing, rest)
+    return Take(seed, clip.captions[0], told, seen, clip.frames, dragged, thing, rest)
 
 
 def measurable(clip: Clip, count: int, generator: torch.Generator, most: int = 128) -> Tracks:
@@ -151,8 +157,7 @@ def measurable(clip: Clip, count: int, generator: torch.Generator, most: int = 1
     every = -(-clip.frames.shape[1] // most)
     if every == 1:
         return trackers.trackable(clip.frames, clip.track, count, generator)
-    few = {name: getattr(clip.scene, name)[:, ::every] for name in ("centre", "size", "turn", "pan", "zoom", "roll")}
-    follow = replace(clip, scene=replace(clip.scene, **few)).track
+    follow = replace(clip, scene=clip.scene.when(list(range(0, clip.frames.shape[1], every)))).track
     seen = trackers.trackable(clip.frames[:, ::every], follow, count, generator)
     points = clip.track(seen.xy[:, 0])
     return replace(points, visible=points.visible & seen.visible.repeat_interleave(every, dim=1)[:, :clip.frames.shape[1]])
@@ -162,11 +167,12 @@ def chosen(tracks: Tracks, index: list[int]) -> Tracks:
     return Tracks(tracks.xy[:, :, index], tracks.visible[:, :, index], tracks.ids[:, index])
 
 
-def takes(world: World, name: str, seed: int, count: int, frames: int, max_id: int = 64) -> Iterator[Take]:
+def takes(world: World, name: str, seed: int, count: int, frames: int, max_id: int = 64, seen: list[int] | None = None
+          ) -> Iterator[Take]:
     """The first `count` scenes from `seed` on that can be played."""
     found = 0
     for at in range(seed, seed + TRIES * count):
-        played = take(world, CASES[name], at, frames, max_id)
+        played = take(world, CASES[name], at, frames, max_id, seen)
         if played is not None:
             found += 1
             yield played
@@ -196,9 +202,10 @@ def psnr_rest(made: Tensor, truth: Tensor) -> float | None:
 
 @dataclass
 class Score:
-    """What was measured of one case so far; spans: the pixel frames [from, to) of its chunks."""
+    """What was measured of one case so far; spans: the measured frames [from, to) of each chunk that has some."""
     width: int
     spans: list[tuple[int, int]]
+    frames: int                                                             # made, of which these are
     rows: dict[str, Row] = field(default_factory=dict)
     chunks: list[tuple[float, int]] = field(default_factory=list)           # distances of the dragged points, how many
     ground: list[float] = field(default_factory=list)                       # `psnr_rest`
@@ -212,8 +219,9 @@ class Score:
     def add(self, made: Tensor, shot: Take) -> None:
         """made [1, T, 3, H, W]"""
         groups = dict(dragged=shot.dragged, thing=shot.thing, rest=shot.rest)
-        xy = torch.cat([tracks.xy for tracks in groups.values()], dim=2)
-        found = trackers.register(made, shot.truth, xy).split([tracks.xy.shape[2] for tracks in groups.values()], dim=2)
+        xy, sizes = torch.cat([t.xy for t in groups.values()], dim=2), [t.xy.shape[2] for t in groups.values()]
+        stays = None if self.frames == made.shape[1] else xy[:, :1].expand_as(xy)       # between them no chain holds
+        found = trackers.register(made, shot.truth, xy, chained=stays).split(sizes, dim=2)
         for (name, tracks), where in zip(groups.items(), found):
             self.rows[name].add(made, shot.truth, where, tracks)
         still = shot.dragged.xy[:, :1].expand_as(shot.dragged.xy)
@@ -242,7 +250,7 @@ class Score:
         share = {f"epe_rel_{name}": said[name]["epe_rel"] if any(self.rows[name].seen) else None for name in said}
         return dict(said["dragged"], **{name: share[name] for name in ("epe_rel_thing", "epe_rel_rest", "epe_rel_still")},
                     psnr_still=said["still"]["psnr"], psnr_rest=mean(self.ground), epe_rel_chunks=chunks,
-                    drift=drift, frames=self.spans[-1][1], seeds=self.seeds)
+                    drift=drift, frames=self.frames, frames_measured=self.spans[-1][1], seeds=self.seeds)
 
 
 def spans(kit: Kit, frames: int) -> list[tuple[int, int]]:
@@ -253,6 +261,19 @@ def spans(kit: Kit, frames: int) -> list[tuple[int, int]]:
         first, last = kit.geometry.span(start, stop - start)
         found.append((first, min(last, frames)))
     return found
+
+
+def looked_at(chunks: list[tuple[int, int]], most: int = 480) -> tuple[list[int], list[tuple[int, int]]]:
+    """Which frames of so many chunks are measured, and where each chunk's lie among them.
+
+    All, up to `most`; of more, both the first and the last chunk, and even steps between.
+    """
+    frames = chunks[-1][1]
+    every = -(-frames // most)
+    seen = [k for k in range(frames) if k % every == 0 or k < chunks[0][1] or k >= chunks[-1][0]]
+    counts = [sum(a <= k < b for k in seen) for a, b in chunks] if every > 1 else [b - a for a, b in chunks]
+    ends = [sum(counts[:i + 1]) for i in range(len(counts))]
+    return seen, [(end - n, end) for n, end in zip(counts, ends) if n]
 
 
 # --- the suite ----------------------------------------------------------------------------------------------------
@@ -275,12 +296,13 @@ def run(model: str | Kit = "tiny", clips: int = 8, json_path=None, *, cases: tup
     long = long or kit.geometry.pixel_frames(kit.preset.stream.span(9)[1])
     lengths = {name: long if name == "long" else frames for name in cases}
     world, max_id = World(kit.geometry, level), kit.preset.tracks.max_id
-    scores = {name: Score(kit.geometry.width, spans(kit, length)) for name, length in lengths.items()}
+    seen = {name: looked_at(spans(kit, length)) for name, length in lengths.items()}
+    scores = {name: Score(kit.geometry.width, seen[name][1], length) for name, length in lengths.items()}
     report = header("hands", kit, level=level, clips=clips, whole=whole,
                     rows={name: score.summary() for name, score in scores.items()})
 
     def rounds(bar):
-        scenes = {name: takes(world, name, seed, clips, length, max_id) for name, length in lengths.items()}
+        scenes = {name: takes(world, name, seed, clips, length, max_id, seen[name][0]) for name, length in lengths.items()}
         for _ in range(clips):                                              # scene by scene, so that all cases get on alike
             for name, score in scores.items():
                 shot = next(scenes[name])
@@ -302,12 +324,13 @@ def held(kit: Kit, shot: Take) -> Take:
 
 
 def play(kit: Kit, shot: Take) -> Tensor:
-    """The take as the student streams it: frames [1, T, 3, H, W]."""
-    made, at = torch.empty_like(shot.truth), 0                          # filled as it comes: ten minutes are gigabytes
-    for frames in by_stream(kit, shot.caption, shot.truth[:, 0], shot.told, made.shape[1], shot.seed):
-        made[0, at:at + len(frames)] = frames
-        at += len(frames)
-    return made
+    """The take as the student streams it: of its frames those that are measured, [1, T, 3, H, W]."""
+    made, kept, wanted = 0, [], set(shot.seen)
+    for frames in by_stream(kit, shot.caption, shot.truth[:, 0], shot.told, shot.told.xy.shape[1], shot.seed):
+        here = [k for k in range(len(frames)) if made + k in wanted]
+        kept.append(frames[here])
+        made += len(frames)
+    return torch.cat(kept)[None]
 
 
 # --- reporting ----------------------------------------------------------------------------------------------------
@@ -316,7 +339,8 @@ def film(made: Tensor, shot: Take, label: str, count: int = 9):
     """The truth above, what was made below, with the points as the hand drew them; pins are red."""
     dragged = shot.dragged.xy.shape[2]
     colours = [*COLOURS[:dragged], *[RED] * (shot.told.xy.shape[2] - dragged)]
-    rows = [strip(draw_tracks(frames[0], shot.told, zoom=2, colours=colours), count) for frames in (shot.truth, made)]
+    told = shot.told.when(shot.seen)
+    rows = [strip(draw_tracks(frames[0], told, zoom=2, colours=colours), count) for frames in (shot.truth, made)]
     return grid(rows, [f"{label}; {shot.caption}, seed {shot.seed}. Truth:", "made:"])
 
 

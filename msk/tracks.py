@@ -101,6 +101,10 @@ class Tracks:
         """Frames [start, stop)."""
         return replace(self, xy=self.xy[:, start:stop], visible=self.visible[:, start:stop])
 
+    def when(self, frames: list[int]) -> Tracks:
+        """Some of its frames alone."""
+        return replace(self, xy=self.xy[:, frames], visible=self.visible[:, frames])
+
     def concat(self, *others: Tracks) -> Tracks:
         """More tracks over the same frames. Ids are kept: see to it that they differ."""
         for other in others:

@@ -270,6 +270,11 @@ class Scene:
         """The scenes [start, stop) alone."""
         return replace(self, **{f.name: getattr(self, f.name)[start:stop] for f in fields(self) if f.name != "geometry"})
 
+    def when(self, frames: list[int]) -> Scene:
+        """Some of its frames alone. What bends does so as if they followed each other: let stiff scenes be looked at so."""
+        names = ("centre", "size", "turn", "pan", "zoom", "roll")
+        return replace(self, **{name: getattr(self, name)[:, frames] for name in names})
+
     def quiet(self) -> Scene:
         """The same things on the same paths, seen by a still camera, and no event."""
         return replace(self, pan=0 * self.pan, roll=0 * self.roll, zoom=torch.ones_like(self.zoom), event=0 * self.event)

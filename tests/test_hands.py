@@ -1,6 +1,7 @@
 """What a hand asks for is drawn exactly; who does it well is measured as doing it well, and who does nothing as that."""
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def toy():
 
 
 def scored(made, take, chunks=((0, 9), (9, 21))) -> dict:
-    score = hands.Score(WIDTH, list(chunks))
+    score = hands.Score(WIDTH, list(chunks), chunks[-1][1])
     score.add(made, take)
     return score.summary()
 
@@ -132,6 +133,27 @@ def test_errors_stand_in_the_chunk_that_made_them_and_drift_compares_the_ends(ta
     assert row["epe_rel_chunks"][0] < .002 and row["epe_rel_chunks"][1] == pytest.approx(2 / WIDTH, rel=.2)
     assert row["drift"]["saturation"] == pytest.approx(.5, abs=1e-3) and row["drift"]["sharpness"] < 1
     assert row["drift"]["epe"] == pytest.approx(row["epe_rel_chunks"][1] / row["epe_rel_chunks"][0])
+
+
+def test_of_a_long_play_both_ends_are_measured_and_even_steps_between(toy):
+    chunks = [(0, 9)] + [(9 + 12 * i, 21 + 12 * i) for i in range(9)]
+    assert hands.looked_at(chunks) == (list(range(117)), chunks)
+    seen, spans = hands.looked_at(chunks, most=20)
+    assert seen == [*range(9), *range(12, 105, 6), *range(105, 117)]
+    assert spans[0] == (0, 9) and spans[1] == (9, 11) and spans[-1] == (len(seen) - 12, len(seen)) and len(spans) == 10
+    sparse = hands.looked_at([(0, 9), (9, 21), (21, 33), (33, 45)], most=1)
+    assert sparse[0] == [*range(9), *range(33, 45)] and sparse[1] == [(0, 9), (9, 21)], "a chunk of which nothing is seen"
+
+
+def test_a_play_that_is_measured_in_part_is_the_same_play(toy):
+    seen = [0, 1, 2, 8, 14, 20]
+    world, most = World(toy.geometry), toy.preset.tracks.max_id
+    whole, part = (next(hands.takes(world, "long", HELD_OUT, 1, FRAMES, most, only)) for only in (None, seen))
+    way = lambda tracks: tracks.xy[0, :, 0] - tracks.xy[0, 0, 0]
+    assert torch.allclose(way(part.told), way(whole.told), atol=1e-3), "the hand tells all of it"
+    assert torch.allclose(part.truth, whole.truth[:, seen], atol=1e-6)
+    again = replace(whole, seen=seen)
+    assert torch.equal(hands.play(toy, again), hands.play(toy, whole)[:, seen])
 
 
 def test_the_rest_is_where_the_truth_never_changes():
