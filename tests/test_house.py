@@ -2,6 +2,7 @@
 import ast
 import json
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -84,3 +85,17 @@ def test_what_the_demos_claim_is_tested():
     claimed = re.findall(r"`(test_\w+)`", (ROOT / "demos" / "README.md").read_text())
     there = {name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
     assert len(claimed) > 20 and set(claimed) <= there
+
+
+def test_what_the_readme_shows_runs_as_it_stands(tmp_path, monkeypatch):
+    from msk import cli, video
+    text, said = (ROOT / "README.md").read_text(), {}
+    monkeypatch.chdir(ROOT)
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], said)
+    assert said["frames"].shape == (1, 9, 3, 128, 128) and 0 <= said["frames"].min() < said["frames"].max() <= 1
+    words = shlex.split(next(line for line in text.splitlines() if line.startswith("msk generate --image")))
+    words[words.index("--out") + 1] = str(tmp_path / "fish.mp4")
+    assert cli.main(words[1:]) in (None, 0)
+    frames, _ = video.read(tmp_path / "fish.mp4")
+    orange = (frames[..., 0, :, :] - frames[..., 2, :, :]).reshape(-1, *frames.shape[-2:])
+    assert len(orange) == 45 and orange[-1, 84:96, 96:110].mean() > orange[0, 84:96, 96:110].mean() + 0.2     # it went there
