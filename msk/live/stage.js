@@ -200,7 +200,8 @@ function mountStage(el, host) {
   const pen = video.getContext("2d"), ink = top.getContext("2d");
 
   let hello = { width: 1, height: 1, fps: 24, max_points: 144, max_nodes: 160, map: false };
-  let state = "connecting", greeted = false, looking = false, nextId = 1;
+  let state = "connecting", wanted = state;    // what the server told last, and what that will be once it has heard all
+  let greeted = false, looking = false, nextId = 1;
   let tool = "live", keep = true, gridKind = "live", spacing = 0.14, wayLoop = "once", waySpeed = 1, sliding = false;
   let over = null, rubber = null;             // the point and the place under the pointer
   let node = null;                            // which node of the chosen path is chosen
@@ -218,21 +219,29 @@ function mountStage(el, host) {
   // of a path, x, y is its start, nodes its way and head the time it is shown at
   const points = new Map();
   const chosen = new Set();
-  const asked = new Map();            // id -> the number of the last word about that point
+  const asked = new Map();            // point's id, "state", "grip" or "rest" -> the number of the last word about it
   const hands = new Map();            // pointerId -> what it is doing: {ids, move(event, at), up(event)}
   const maps = new Map();             // chunk -> what the model was told then
   const kept = [], draws = [], latencies = [], errors = [];
   const stats = { received: 0, drawn: 0, skipped: 0, errors };
   const tall = () => hello.height / hello.width;
-  const runs = () => state === "playing" || state === "paused";
+  const runs = (now = state) => now === "playing" || now === "paused";
 
   // -- the line ------------------------------------------------------------------------------------------------------
-  // Until the server has heard the last word about a point (`state` says it), the page knows better how that point is.
+  // Until the server has heard the last word about something (`state` says it), the page knows better how that is: a key
+  // pressed twice while the first word is on its way takes back what the first one asked for.
   function say(message, about = message.ids || ("id" in message ? [message.id] : [])) {
     said += 1;
     for (const id of about) asked.set(id, said);
     return host.send({ ...message, n: said });
   }
+
+  function ask(type, then) {
+    wanted = then;
+    say({ type }, ["state"]);
+  }
+
+  const play = () => { if (wanted === "ready" || wanted === "opening") ask("start", "playing"); };
 
   function note(text, bad = false, seconds = 5) {
     hintText = text; hintBad = bad; hintUntil = performance.now() + 1000 * seconds;
@@ -285,7 +294,10 @@ function mountStage(el, host) {
       resize();
     } else if (m.type === "state") {
       takePoints(m.points, m.heard);
-      undoable = m.undo; redoable = m.redo; script = m.script; grip = m.grip; rest = m.rest; things = m.things;
+      undoable = m.undo; redoable = m.redo; script = m.script; things = m.things;
+      if (!asked.has("grip")) grip = m.grip;
+      if (!asked.has("rest")) rest = m.rest;
+      if (!asked.has("state")) wanted = m.state;
       if (m.take && host.everywhere) remembered.take = m.take;
       if (m.prompt !== prompt) el.dispatchEvent(new CustomEvent("msk-prompt", { detail: prompt = m.prompt, bubbles: true }));
       veil.classList.remove("on");
@@ -504,16 +516,16 @@ function mountStage(el, host) {
   }
 
   function refresh() {
-    const on = runs(), pressed = (name, value) => {
+    const on = runs(wanted), pressed = (name, value) => {
       for (const b of all(`[data-${name}]`)) b.setAttribute("aria-pressed", String(b.dataset[name] === value));
     };
     $(".state").textContent = WORDS[state] || state;
     $(".dot").className = "dot " + state;
-    $("[data-do=toggle] span").textContent = on ? "End" : state === "ended" ? "Again" : "Start";
+    $("[data-do=toggle] span").textContent = on ? "End" : wanted === "ended" ? "Again" : "Start";
     $("[data-do=toggle]").classList.toggle("main", !on);
-    $("[data-do=hold] span").textContent = state === "paused" ? "Resume" : "Pause";
+    $("[data-do=hold] span").textContent = wanted === "paused" ? "Resume" : "Pause";
     const picture = state !== "empty";
-    const can = { toggle: picture, hold: on, reset: picture, undo: undoable, redo: redoable, anchor: on,
+    const can = { toggle: picture, hold: on, reset: picture, undo: undoable, redo: redoable, anchor: runs(),
       file: true, last: true, bring: true, look: true, rest: true };
     for (const deed in can) $(`[data-do=${deed}]`).disabled = !greeted || !can[deed];
     $("[data-do=file] span").textContent = EXPORTS[$(".what").value];
@@ -603,7 +615,7 @@ function mountStage(el, host) {
         if (!moved) {
           moved = true;
           say({ type: "grab", ids: this.ids, t: events[0].timeStamp });
-          if (state === "ready" || state === "opening") say({ type: "start" });
+          play();
         }
         for (const e of events) {
           if (e.timeStamp - sampled < every) continue;
@@ -794,7 +806,7 @@ function mountStage(el, host) {
   const flying = makeFlying((move) => {
     if (isOver()) return note(ENDED);
     say({ type: "camera", ...move });
-    if (state === "ready" || state === "opening") say({ type: "start" });
+    play();
   });
   const fingers = new Map();
 
@@ -886,13 +898,17 @@ function mountStage(el, host) {
 
   // -- deeds: buttons and keys ---------------------------------------------------------------------------------------
   const acts = {
-    toggle: () => say({ type: runs() ? "stop" : "start" }),
-    hold: () => say({ type: state === "paused" ? "resume" : "pause" }),
-    reset: () => say({ type: "reset" }),
+    toggle: () => runs(wanted) ? ask("stop", "ended") : ask("start", "playing"),
+    hold: () => { if (runs(wanted)) wanted === "paused" ? ask("resume", "playing") : ask("pause", "paused"); },
+    reset: () => ask("reset", "opening"),
     undo: () => say({ type: "undo" }),
     redo: () => say({ type: "redo" }),
     anchor: () => { if (runs()) say({ type: "anchor" }); },
-    rest: () => { say({ type: "rest", on: !rest }); note(rest ? "the rest is free" : "what no hand moves stays still"); },
+    rest: () => {
+      rest = !rest;
+      say({ type: "rest", on: rest }, ["rest"]);
+      note(rest ? "what no hand moves stays still" : "the rest is free");
+    },
     help: () => $(".help").classList.toggle("on"),
     look: () => { if (hello.map) { looking = !looking; say({ type: "look", on: looking }); maps.clear(); showMap(); } },
     file: () => say({ type: "export", what: $(".what").value, mark: $(".tag").checked }),
@@ -937,7 +953,7 @@ function mountStage(el, host) {
     if (deed) acts[deed]();
     if (toolName) setTool(toolName);
     if (keeps) keep = keeps === "yes";
-    if (whole) say({ type: "grip", on: whole === "yes" });
+    if (whole) { grip = whole === "yes"; say({ type: "grip", on: grip }, ["grip"]); }
     if (kind) gridKind = kind;
     if (loop) { wayLoop = loop; changeWays(() => ({ loop })); }
     if (part && event.detail === 0) flying.tap(part, Number(sign));         // by the keyboard: pointers hold
@@ -975,7 +991,7 @@ function mountStage(el, host) {
     for (const id of ids) { const p = points.get(id); putPoint(id, { x: p.x + x, y: p.y + y }, t + 1); }
     sendSamples();
     say({ type: "release", ids, t: t + 2, keep: true });
-    if (state === "ready") say({ type: "start" });
+    play();
   }
 
   // What a click would do, where the cross is; of a box, one corner and then the other.
