@@ -38,7 +38,7 @@ const share95 = (list) => list.length ? [...list].sort((a, b) => a - b)[Math.min
 const clamp = (v) => Math.min(Math.max(v, 0), 1);
 const lastOf = (list) => list[list.length - 1];
 
-// -- the connection: two ways to the server, tried in this order -------------------------------------------------------
+// -- the connection: three ways to the server, tried in this order -----------------------------------------------------
 // A line carries the messages of protocol.py: `hear(data)` for each that comes, `gone(why)` once when it ends.
 
 function webSocketLine({ at, token, session, hear, gone }) {
@@ -57,13 +57,12 @@ function webSocketLine({ at, token, session, hear, gone }) {
 }
 
 // Where a proxy lets no WebSocket through (post.py): one long answer down, posts up, one at a time with all that waits.
-function postLine({ at, token, session, hear, gone }) {
-  const where = at("stream"), stop = new AbortController(), headers = { "x-msk-token": token };
-  let up = [], key = "", busy = false, over = false;
-  if (session) where.searchParams.set("resume", session);
+// `listen(begin, take, stop)` is over when the answer is, with why; `post(key, body, keepalive)` gives a status.
+function longLine(name, { hear, gone }, listen, post) {
+  const stop = new AbortController();
+  let up = [], key = "", busy = false, over = false, held = new Uint8Array(0);
   const end = (why) => { if (!over) { over = true; stop.abort(); gone(why); } };
-  const send = (body, keepalive = false) => fetch(at("in/" + key), { method: "POST", headers, body, keepalive });
-  async function post() {
+  async function send() {
     if (busy || over || !key || !up.length) return;
     busy = true;
     const parts = [];
@@ -74,38 +73,76 @@ function postLine({ at, token, session, hear, gone }) {
       parts.push(head.buffer, raw);
       size += 5 + raw.length;
     }
-    const answer = await send(new Blob(parts)).catch(() => null);
-    if (!answer || answer.status === 404 || answer.status === 403) return end("");
-    setTimeout(() => { busy = false; post(); }, 30);
+    const status = await post(key, new Blob(parts)).catch(() => 404);
+    if (status === 404 || status === 403) return end("");
+    setTimeout(() => { busy = false; send(); }, 30);
   }
-  async function listen() {
-    const answer = await fetch(where, { method: "POST", headers, signal: stop.signal });
-    if (!answer.ok) return end((await answer.text()).slice(0, 200));
-    key = answer.headers.get("x-msk-line");
-    post();
-    let held = new Uint8Array(0);
-    for (const reader = answer.body.getReader(); ;) {
-      const { value, done } = await reader.read();
-      if (done || over) return end("");
-      const joined = new Uint8Array(held.length + value.length);
-      joined.set(held); joined.set(value, held.length); held = joined;
-      for (let size; held.length >= 5 && held.length >= 5 + (size = new DataView(held.buffer, held.byteOffset).getUint32(1, true)); held = held.subarray(5 + size)) {
-        const data = held.slice(5, 5 + size);
-        try { hear(held[0] ? data.buffer : new TextDecoder().decode(data)); } catch (error) { reportError(error); }
-      }
+  function take(piece) {
+    const joined = new Uint8Array(held.length + piece.length);
+    joined.set(held); joined.set(piece, held.length); held = joined;
+    for (let size; held.length >= 5 && held.length >= 5 + (size = new DataView(held.buffer, held.byteOffset).getUint32(1, true)); held = held.subarray(5 + size)) {
+      const data = held.slice(5, 5 + size);
+      try { hear(held[0] ? data.buffer : new TextDecoder().decode(data)); } catch (error) { reportError(error); }
     }
   }
-  listen().catch(() => end(""));
+  listen((itsKey) => { key = itsKey; send(); }, take, stop.signal).then(end, () => end(""));
   return {
-    name: "http",
-    send(data) { if (!over && up.length < 1000) { up.push(data); post(); } return !over; },
-    close(code) { if (code === 1000 && key) send("", true).catch(() => {}); end(""); },
+    name,
+    send(data) { if (!over && up.length < 1000) { up.push(data); send(); } return !over; },
+    close(code) { if (code === 1000 && key) post(key, "", true).catch(() => {}); end(""); },
   };
 }
 
-// A line that comes back by itself and asks for the session it had. A way on which nothing is heard gives room to the other.
+function postLine({ at, token, session, ...on }) {
+  const where = at("stream"), headers = { "x-msk-token": token };
+  if (session) where.searchParams.set("resume", session);
+  return longLine("http", on, async (begin, take, signal) => {
+    const answer = await fetch(where, { method: "POST", headers, signal });
+    if (!answer.ok) return (await answer.text()).slice(0, 200);
+    begin(answer.headers.get("x-msk-line"));
+    for (const reader = answer.body.getReader(); ;) {
+      const { value, done } = await reader.read();
+      if (done || signal.aborted) return "";
+      take(value);
+    }
+  }, (key, body, keepalive) => fetch(at("in/" + key), { method: "POST", headers, body, keepalive }).then(({ status }) => status));
+}
+
+// Where only Gradio's own routes are let through (events.py). It would hold any number of pieces for a page that is slow, so
+// the page says how many have come; where it has nothing else to say, by a ping.
+function eventsLine({ at, token, session, ...on }) {
+  const call = (where, data, options) => fetch(at("../gradio_api/" + where), { method: "POST", body: JSON.stringify({ data: [token, ...data] }),
+    headers: { "content-type": "application/json" }, ...options });
+  const run = async (name, ...data) => (await (await call("run/msk_" + name, data, { keepalive: !data[1] })).json()).data;
+  let came = 0;
+  const line = longLine("events", on, async (begin, take, signal) => {
+    const answer = await call("call/msk_stream", [session], { signal });
+    if (!answer.ok) return "";
+    const source = new EventSource(at("../gradio_api/call/msk_stream/" + (await answer.json()).event_id)), close = () => source.close();
+    signal.addEventListener("abort", close);
+    return new Promise((done) => {
+      source.addEventListener("generating", ({ data }) => {
+        const [text] = JSON.parse(data);
+        if (!came++) return begin(text);
+        take(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)));
+        if (came % 8 === 0) line.send(JSON.stringify({ type: "ping", t: performance.now() }));
+      });
+      source.addEventListener("complete", () => done(""));
+      source.addEventListener("error", ({ data }) => done(data ? JSON.parse(data).error : ""));
+    }).finally(close);
+  }, async (key, body) => (await run("post", key, body && await base64(body), came - 1))[0]);
+  return { ...line, bring: async (file) => (await run("bring", session, await base64(file)))[1] };
+}
+
+const base64 = async (blob) => new Promise((done) => {
+  const reader = new FileReader();
+  reader.onload = () => done(reader.result.slice(reader.result.indexOf(",") + 1));
+  reader.readAsDataURL(blob);
+});
+
+// A line that comes back by itself and asks for the session it had. A way on which nothing is heard gives room to the next.
 function socketHost({ url, token }) {
-  const ways = [webSocketLine, postLine], at = (end) => new URL(url.replace(/ws$/, end), document.baseURI);
+  const ways = [webSocketLine, postLine, eventsLine], at = (end) => new URL(url.replace(/ws$/, end), document.baseURI);
   let line = null, way = 0, session = "", tries = 0, closed = false, everGreeted = false;
   return {
     everywhere: true,                       // keys work on the whole page
@@ -143,6 +180,7 @@ function socketHost({ url, token }) {
     },
     send(data) { return !!line && line.send(data instanceof ArrayBuffer || typeof data === "string" ? data : JSON.stringify(data)); },
     async bring(file) {                     // a session file; what is wrong with it, or ""
+      if (line.bring) return line.bring(file);
       const answer = await fetch(at("session/" + encodeURIComponent(session)), { method: "POST", body: file, headers: { "x-msk-token": token } });
       return answer.ok ? "" : (await answer.text()).slice(0, 300);
     },
