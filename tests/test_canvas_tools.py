@@ -553,7 +553,7 @@ def test_fingers_draw_a_path_and_pinch_the_camera(browser, canvas):
         touch("touchEnd")
         until(lambda: asked["zoom"] == pytest.approx(1, abs=0.05))           # twice as far apart
         assert abs(asked["right"]) < 0.02 and abs(asked["roll"]) < 2
-    stage.wait("stage.current.marks.some((m) => m.kind === 'camera')")
+    stage.wait("stage.kept.some((f) => f.marks.some((m) => m.kind === 'camera'))")
     stage.page.close()
     assert stage.complaints == []
 
