@@ -13,6 +13,7 @@ import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
@@ -20,6 +21,7 @@ import msk
 from msk.doctor import cores
 from msk.kit import names
 from msk.live.choose import Choice
+from msk.live.events import add_events
 from msk.live.server import LOOPBACK, Lobby, Pictures
 from msk.live.session import Session
 from msk.live.widget import STAGE_JS, knowing
@@ -124,6 +126,7 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("GRADIO_TEMP_DIR", own_folder())
+    os.makedirs(os.environ["GRADIO_TEMP_DIR"], exist_ok=True)
     try:
         import gradio as gr
         import websockets  # noqa: F401  without it the server answers no WebSocket
@@ -149,7 +152,7 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
         shelf.keep(f"start-{i}", image)
     offers = [offer(name, getattr(kit, "device", None)) for name in models]
     lobby = Lobby(scene.new_session, shelf, first=("start-0", scene.pictures[0][1], 0), folder=folder,
-                  choice=Choice(offers, change) if offers else None)
+                  choice=Choice(offers, change) if offers else None, files=os.environ["GRADIO_TEMP_DIR"])
     turns = itertools.count()
 
     def wish(image: str, prompt: str, seed) -> dict:
@@ -200,6 +203,7 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
         upload.upload(take_upload, [upload, prompt, seed], [current, sink], show_progress="hidden", api_visibility="private")
         seed.submit(wish, [current, prompt, seed], [sink], show_progress="hidden", api_visibility="private")
         prompt.submit(follow, [prompt], [sink], show_progress="hidden", api_visibility="private")
+        add_events(lobby)
     return page, lobby
 
 
@@ -210,8 +214,6 @@ def launch(kit, host: str = "127.0.0.1", port: int = 7860, share: bool = False, 
     page, lobby = page_and_lobby or build(kit, **build_options)
     if host not in LOOPBACK:
         lobby.hosts = None
-    elif share:
-        lobby.hosts = None                      # the tunnel's name is not known yet; token and Origin still hold
     font = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
     theme = gr.themes.Base(primary_hue="emerald", neutral_hue="slate", radius_size="lg", font=font,
                            font_mono=("ui-monospace", "Consolas", "monospace"))
@@ -219,6 +221,8 @@ def launch(kit, host: str = "127.0.0.1", port: int = 7860, share: bool = False, 
         server_name=host, server_port=port, share=share, auth=auth, inbrowser=False, quiet=True, prevent_thread_lock=True,
         ssr_mode=False, theme=theme, css=CSS, footer_links=[], max_file_size="32mb", show_error=True,
         app_kwargs={"routes": lobby.routes()})
+    if shared and lobby.hosts is not None:
+        lobby.hosts.add(urlsplit(shared).hostname)          # a tunnel leaves the name that was asked for as it is
     print(f"The live canvas ({kit.name}) is at {url}" + (f" and {shared}" if shared else ""), flush=True)
     if open_browser:
         webbrowser.open(shared or url)

@@ -553,7 +553,7 @@ def test_fingers_draw_a_path_and_pinch_the_camera(browser, canvas):
         touch("touchEnd")
         until(lambda: asked["zoom"] == pytest.approx(1, abs=0.05))           # twice as far apart
         assert abs(asked["right"]) < 0.02 and abs(asked["roll"]) < 2
-    stage.wait("stage.current.marks.some((m) => m.kind === 'camera')")
+    stage.wait("stage.kept.some((f) => f.marks.some((m) => m.kind === 'camera'))")
     stage.page.close()
     assert stage.complaints == []
 
@@ -596,6 +596,47 @@ def test_on_a_slow_line_no_key_is_lost(browser, canvas):
     press_in_haste(stage, canvas[0].player.session)
     stage.page.close()
     assert stage.complaints == []
+
+
+def twice(stage, key):
+    """Press a key twice in one breath: no answer can come in between. What was said to the server, and it was heard."""
+    said = stage.ask("""((own) => {
+        const said = [], press = () => document.dispatchEvent(new KeyboardEvent("keydown", { key: given, bubbles: true }));
+        stage.host.send = (word) => said.push(word) && own(word);
+        press(); press();
+        stage.host.send = own;
+        return said.filter((word) => word.n); })(stage.host.send.bind(stage.host))""", key)
+    return [{name: value for name, value in word.items() if name != "n"} for word in said], said[-1]["n"]
+
+
+def test_a_key_pressed_twice_before_it_is_answered_takes_itself_back(stage, session):
+    still = session.hold.rest
+    said, last = twice(stage, "h")
+    assert said == [{"type": "rest", "on": not still}, {"type": "rest", "on": still}]
+    until(lambda: session.heard >= last)
+    assert session.hold.rest is still
+    stage.expect(".msk-host [data-do=rest]").to_have_attribute("aria-pressed", str(still).lower())
+    assert twice(stage, "Enter")[0] == [{"type": "start"}, {"type": "stop"}]
+    stage.state("ended").expect(".msk-host [data-do=toggle]").to_contain_text("Again")
+    stage.page.keyboard.press("Enter")
+    stage.state("playing").wait("stage.current.index > 3")
+    assert twice(stage, " ")[0] == [{"type": "pause"}, {"type": "resume"}]
+    index = stage.ask("stage.current.index")
+    stage.state("playing").wait(f"stage.current.index > {index + 30}")
+    stage.expect(".msk-host [data-do=hold]").to_contain_text("Pause")
+
+
+def test_a_key_that_comes_too_late_is_answered_as_well(stage, session):
+    stage.page.keyboard.press("Enter")
+    stage.state("playing").wait("stage.current.index > 3")
+    stage.ask("((own) => { stage.host.send = (word) => word.type === 'pause' ? (stage.late = () => own(word)) : own(word); "
+              "})(stage.host.send.bind(stage.host))")
+    stage.page.keyboard.press(" ")
+    session.stop()                                                          # while the key is on its way
+    stage.state("ended").ask("stage.late() && 0")
+    stage.expect(".msk-host [data-do=toggle]").to_contain_text("Again")     # and not "End", of what was to be paused
+    stage.page.keyboard.press("Enter")
+    stage.state("playing")
 
 
 KERNEL = """async (script) => {

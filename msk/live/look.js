@@ -206,7 +206,7 @@ const STAGE_HTML = `
       <span class="made" title="no chunk has been made yet">chunk <b class="chunk">–</b> <span class="memory"></span> <span
         class="work"><b class="took">–</b> ms<span class="fewer"></span></span></span>
       <span title="JPEG quality: falls when the link is thin">q<b class="q">–</b></span>
-      <span class="way" title="how frames come: ws, a WebSocket; http, where a proxy lets none through"></span>
+      <span class="way" title="how frames come: ws, a WebSocket; http, where a proxy lets none through; events, where it knows Gradio alone"></span>
     </div>
   </div>
   <div class="screen"><canvas class="video"></canvas><canvas class="top"></canvas>

@@ -1,4 +1,4 @@
-"""What the page and the engine say to each other: the same words over a WebSocket, by posts, and through a notebook's comm.
+"""What the page and the engine say to each other: the same words by each of the page's ways, and through a notebook's comm.
 
 Up, text (JSON, at most 16 KiB), one object with a `type`, and `n`, its number, if `state` is to tell that it was heard:
 

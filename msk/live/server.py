@@ -4,9 +4,9 @@
     demo.launch(app_kwargs={"routes": lobby.routes()})
 
 One model, one player: the first page plays, the others wait and are told their place. A page's line is a WebSocket or,
-where none gets through, a long answer and posts (post.py). It proves that it was served by us with a token (the WebSocket's
-subprotocol, a header of posts), and its Origin must be the host it asks; a custom route would otherwise answer any page and
-pass by any login.
+where none gets through, a long answer and posts (post.py), by routes of ours or by Gradio's own (events.py). It proves that
+it was served by us with a token (the WebSocket's subprotocol, a header of posts), and its Origin must be the host it asks; a
+custom route would otherwise answer any page and pass by any login.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -162,7 +162,12 @@ def greeting(session: Session, id: str) -> dict:
 
 def same(secret: str, guess: str) -> bool:
     """Whether a guess, which is not empty, is right; how long the answer takes tells nothing."""
-    return bool(guess) and secrets.compare_digest(secret.encode(), guess.encode())
+    return bool(guess) and secrets.compare_digest(secret.encode(), guess.encode(errors="replace"))
+
+
+def name_of(host: str) -> str:
+    """A Host header without its port."""
+    return urlsplit(f"//{host}").hostname or ""
 
 
 async def body_of(request, most: int) -> bytes | None:
@@ -218,7 +223,8 @@ class Lobby:
     """The one player, the line of those who wait, and what a lost link leaves behind for `grace` seconds."""
 
     def __init__(self, new_session: Callable[[], Session], pictures: Pictures | None = None, *, first: tuple | None = None,
-                 grace: float = 8.0, folder: str | Path | None = None, choice: Choice | None = None):
+                 grace: float = 8.0, folder: str | Path | None = None, choice: Choice | None = None,
+                 files: str | Path | None = None):
         self.choice = choice                            # of models; None: this one stays
         self.new_session, self.pictures, self.first, self.grace = new_session, pictures or Pictures(), first, grace
         self.tokens = Tokens()
@@ -234,7 +240,7 @@ class Lobby:
         if folder is not None:
             for kept in recover(folder):
                 log.warning("a take that was cut off is whole again: %s", kept)
-        self._folder = Path(tempfile.mkdtemp(prefix="msk-export-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="msk-export-", dir=files))
         self._ending = False
 
     def routes(self) -> list:
@@ -247,13 +253,12 @@ class Lobby:
 
     def stranger(self, headers, token: str) -> str | None:
         """Why what has these headers does not come from a page of ours; None: it does."""
-        host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
-        if self.hosts is not None and name not in self.hosts:
-            return f"this server does not answer to the name {name!r:.80}"
+        host, forwarded = headers.get("host", ""), headers.get("x-forwarded-host", "").split(",")[0].strip()
+        if self.hosts is not None and name_of(host) not in self.hosts:
+            return f"this server does not answer to the name {name_of(host)!r:.80}"
+        believed = self.hosts is None or name_of(forwarded) in self.hosts.difference(LOOPBACK)  # any page may claim those
         origin = headers.get("origin", "")
-        forwarded = headers.get("x-forwarded-host", host)
-        if not origin or urlsplit(origin).netloc not in (host, forwarded if self.hosts is None else host):
+        if not origin or urlsplit(origin).netloc not in (host, forwarded if believed and forwarded else host):
             return f"a page from {origin or 'nowhere'!r:.80} may not use the stage of {host!r:.80}"
         return None if self.tokens.known(token) else "the page's token is missing or too old: reload it"
 
@@ -279,19 +284,24 @@ class Lobby:
         refused = self._turn_away(request)
         if refused is not None:
             return refused
-        line = PostLine()
+        line = self.new_line(request.query_params.get("resume", ""))
+        return StreamingResponse(line.down(), media_type="application/octet-stream", headers={
+            "x-msk-line": line.key, "cache-control": "no-store, no-transform", "x-accel-buffering": "no"})
+
+    def new_line(self, resume: str, events: bool = False) -> PostLine:
+        """A line on which a page is attended to from now on."""
+        line = PostLine(events=events)
         self._lines[line.key] = line
 
         async def attend():
             try:
-                await self.attend(line, request.query_params.get("resume", ""))
+                await self.attend(line, resume)
             finally:
                 del self._lines[line.key]
                 line.end(1000)
 
         self._hold(attend())
-        return StreamingResponse(line.down(), media_type="application/octet-stream", headers={
-            "x-msk-line": line.key, "cache-control": "no-store, no-transform", "x-accel-buffering": "no"})
+        return line
 
     def _hold(self, work) -> None:
         task = asyncio.create_task(work)
@@ -299,26 +309,31 @@ class Lobby:
         task.add_done_callback(self._held.discard)
 
     async def take_post(self, request):
-        """What a page has to say that came by post; nothing at all is a good-bye."""
+        """What a page has to say that came by post."""
         from starlette.responses import PlainTextResponse
         refused = self._turn_away(request)
         if refused is not None:
             return refused
-        line = self._lines.get(request.path_params["key"])
+        code, text = self.post(request.path_params["key"], await body_of(request, MAX_POST))
+        return PlainTextResponse(text, status_code=code)
+
+    def post(self, key: str, data: bytes | None, took: int = 0) -> tuple[int, str]:
+        """An HTTP status and a sentence; nothing at all (b"") is a good-bye, None was too much."""
+        line = self._lines.get(key)
         if line is None:
-            return PlainTextResponse("this line has ended: begin another", status_code=404)
-        data = await body_of(request, MAX_POST)
+            return 404, "this line has ended: begin another"
         if data is None:
-            return PlainTextResponse(f"a post has at most {MAX_POST >> 10} KiB", status_code=413)
+            return 413, f"a post has at most {MAX_POST >> 10} KiB"
         try:
             messages = unwrap(data)
         except ProtocolError as error:
-            return PlainTextResponse(str(error), status_code=400)
+            return 400, str(error)
+        line.took(took)
         if not messages:
             line.end(1000)
         elif not line.hear(messages):
-            return PlainTextResponse(f"more than {MAX_WAITING} messages wait to be heard: send them later", status_code=429)
-        return PlainTextResponse("", status_code=204)
+            return 429, f"more than {MAX_WAITING} messages wait to be heard: send them later"
+        return 204, ""
 
     def _turn_away(self, request):
         """The answer to what does not come from a page of ours; None: it does."""
@@ -390,7 +405,10 @@ class Lobby:
             self.picture = message["image"] or self.picture
             await asyncio.to_thread(session.open, image, message["prompt"], message["seed"])
         elif kind == "export":
-            visitor.say(await asyncio.to_thread(self._export, session, message["what"], message["mark"]))
+            file = await asyncio.to_thread(self._export, session, message["what"], message["mark"])
+            if getattr(visitor.socket, "events", False):        # a file in its folder Gradio gives out itself
+                file["url"] = f"gradio_api/file={self._files[file['url'].rpartition('/')[2]]}"
+            visitor.say(file)
         elif kind in ("recall", "load"):
             await asyncio.to_thread(session.hear, message)
         elif kind == "model":
@@ -418,22 +436,28 @@ class Lobby:
         return FileResponse(path, filename=path.name)
 
     async def take_session(self, request):
-        """A session file that the player brings: it is opened on the stage."""
+        """A session file that the player brings."""
         from starlette.responses import PlainTextResponse
-        refused, player = self._turn_away(request), self.player
+        refused = self._turn_away(request)
         if refused is not None:
             return refused
-        if player is None or not same(player.id, request.path_params["id"]):
-            return PlainTextResponse("only who plays may open a session", status_code=403)
-        data = await body_of(request, MAX_UPLOAD)
+        code, text = await self.bring(request.path_params["id"], lambda: body_of(request, MAX_UPLOAD))
+        return PlainTextResponse(text, status_code=code)
+
+    async def bring(self, id: str, read: Callable[[], Awaitable[bytes | None]]) -> tuple[int, str]:
+        """Open on the stage what `read` gives, a session file of who plays: an HTTP status and a sentence."""
+        player = self.player
+        if player is None or not same(player.id, id):
+            return 403, "only who plays may open a session"
+        data = await read()
         if data is None:
-            return PlainTextResponse(f"a session file has at most {MAX_UPLOAD >> 20} MiB", status_code=413)
+            return 413, f"a session file has at most {MAX_UPLOAD >> 20} MiB"
         try:
             session = await asyncio.to_thread(parse_session, data)
             await asyncio.to_thread(player.session.load, session)
         except ValueError as error:
-            return PlainTextResponse(str(error), status_code=400)
-        return PlainTextResponse("")
+            return 400, str(error)
+        return 200, ""
 
     # -- who plays ---------------------------------------------------------------------------------------------------
 

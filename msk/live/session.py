@@ -171,7 +171,7 @@ class Session:
                 raise ProtocolError("there is no picture yet: choose one, then start")
             if self.state in ("opening", "ready"):
                 self.state, self._next_due, self._touched = "playing", 0.0, time.monotonic()
-                self._tell()
+            self._tell()
 
     def stop(self) -> None:
         """End the take and put it on disk; the last frame stays, `start` begins anew."""
@@ -179,20 +179,20 @@ class Session:
             if self.state in ("playing", "paused"):
                 self._end_take()
                 self.state = "ended"
-                self._tell()
+            self._tell()
 
     def pause(self) -> None:
         with self._changed:
             if self.state == "playing":
                 self.state, self._paused_at = "paused", time.monotonic()
-                self._tell()
+            self._tell()
 
     def resume(self) -> None:
         with self._changed:
             if self.state == "paused":
                 self._delay(time.monotonic() - self._paused_at)
                 self.state, self._touched = "playing", time.monotonic()
-                self._tell()
+            self._tell()
 
     def reset(self) -> None:
         """Back to the picture: points return to where they were put on it, those added later are gone."""

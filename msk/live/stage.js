@@ -39,7 +39,7 @@ const clamp = (v, beyond = 0) => Math.min(Math.max(v, -beyond), 1 + beyond);
 const BEYOND = 0.5;                         // as in protocol.py: a hand may lead out of the picture
 const lastOf = (list) => list[list.length - 1];
 
-// -- the connection: two ways to the server, tried in this order -------------------------------------------------------
+// -- the connection: three ways to the server, tried in this order -----------------------------------------------------
 // A line carries the messages of protocol.py: `hear(data)` for each that comes, `gone(why)` once when it ends.
 
 function webSocketLine({ at, token, session, hear, gone }) {
@@ -58,13 +58,12 @@ function webSocketLine({ at, token, session, hear, gone }) {
 }
 
 // Where a proxy lets no WebSocket through (post.py): one long answer down, posts up, one at a time with all that waits.
-function postLine({ at, token, session, hear, gone }) {
-  const where = at("stream"), stop = new AbortController(), headers = { "x-msk-token": token };
-  let up = [], key = "", busy = false, over = false;
-  if (session) where.searchParams.set("resume", session);
+// `listen(begin, take, stop)` is over when the answer is, with why; `post(key, body, keepalive)` gives a status.
+function longLine(name, { hear, gone }, listen, post) {
+  const stop = new AbortController();
+  let up = [], key = "", busy = false, over = false, held = new Uint8Array(0);
   const end = (why) => { if (!over) { over = true; stop.abort(); gone(why); } };
-  const send = (body, keepalive = false) => fetch(at("in/" + key), { method: "POST", headers, body, keepalive });
-  async function post() {
+  async function send() {
     if (busy || over || !key || !up.length) return;
     busy = true;
     const parts = [];
@@ -75,38 +74,76 @@ function postLine({ at, token, session, hear, gone }) {
       parts.push(head.buffer, raw);
       size += 5 + raw.length;
     }
-    const answer = await send(new Blob(parts)).catch(() => null);
-    if (!answer || answer.status === 404 || answer.status === 403) return end("");
-    setTimeout(() => { busy = false; post(); }, 30);
+    const status = await post(key, new Blob(parts)).catch(() => 404);
+    if (status === 404 || status === 403) return end("");
+    setTimeout(() => { busy = false; send(); }, 30);
   }
-  async function listen() {
-    const answer = await fetch(where, { method: "POST", headers, signal: stop.signal });
-    if (!answer.ok) return end((await answer.text()).slice(0, 200));
-    key = answer.headers.get("x-msk-line");
-    post();
-    let held = new Uint8Array(0);
-    for (const reader = answer.body.getReader(); ;) {
-      const { value, done } = await reader.read();
-      if (done || over) return end("");
-      const joined = new Uint8Array(held.length + value.length);
-      joined.set(held); joined.set(value, held.length); held = joined;
-      for (let size; held.length >= 5 && held.length >= 5 + (size = new DataView(held.buffer, held.byteOffset).getUint32(1, true)); held = held.subarray(5 + size)) {
-        const data = held.slice(5, 5 + size);
-        try { hear(held[0] ? data.buffer : new TextDecoder().decode(data)); } catch (error) { reportError(error); }
-      }
+  function take(piece) {
+    const joined = new Uint8Array(held.length + piece.length);
+    joined.set(held); joined.set(piece, held.length); held = joined;
+    for (let size; held.length >= 5 && held.length >= 5 + (size = new DataView(held.buffer, held.byteOffset).getUint32(1, true)); held = held.subarray(5 + size)) {
+      const data = held.slice(5, 5 + size);
+      try { hear(held[0] ? data.buffer : new TextDecoder().decode(data)); } catch (error) { reportError(error); }
     }
   }
-  listen().catch(() => end(""));
+  listen((itsKey) => { key = itsKey; send(); }, take, stop.signal).then(end, () => end(""));
   return {
-    name: "http",
-    send(data) { if (!over && up.length < 1000) { up.push(data); post(); } return !over; },
-    close(code) { if (code === 1000 && key) send("", true).catch(() => {}); end(""); },
+    name,
+    send(data) { if (!over && up.length < 1000) { up.push(data); send(); } return !over; },
+    close(code) { if (code === 1000 && key) post(key, "", true).catch(() => {}); end(""); },
   };
 }
 
-// A line that comes back by itself and asks for the session it had. A way on which nothing is heard gives room to the other.
+function postLine({ at, token, session, ...on }) {
+  const where = at("stream"), headers = { "x-msk-token": token };
+  if (session) where.searchParams.set("resume", session);
+  return longLine("http", on, async (begin, take, signal) => {
+    const answer = await fetch(where, { method: "POST", headers, signal });
+    if (!answer.ok) return (await answer.text()).slice(0, 200);
+    begin(answer.headers.get("x-msk-line"));
+    for (const reader = answer.body.getReader(); ;) {
+      const { value, done } = await reader.read();
+      if (done || signal.aborted) return "";
+      take(value);
+    }
+  }, (key, body, keepalive) => fetch(at("in/" + key), { method: "POST", headers, body, keepalive }).then(({ status }) => status));
+}
+
+// Where only Gradio's own routes are let through (events.py). It would hold any number of pieces for a page that is slow, so
+// the page says how many have come; where it has nothing else to say, by a ping.
+function eventsLine({ at, token, session, ...on }) {
+  const call = (where, data, options) => fetch(at("../gradio_api/" + where), { method: "POST", body: JSON.stringify({ data: [token, ...data] }),
+    headers: { "content-type": "application/json" }, ...options });
+  const run = async (name, ...data) => (await (await call("run/msk_" + name, data, { keepalive: !data[1] })).json()).data;
+  let came = 0;
+  const line = longLine("events", on, async (begin, take, signal) => {
+    const answer = await call("call/msk_stream", [session], { signal });
+    if (!answer.ok) return "";
+    const source = new EventSource(at("../gradio_api/call/msk_stream/" + (await answer.json()).event_id)), close = () => source.close();
+    signal.addEventListener("abort", close);
+    return new Promise((done) => {
+      source.addEventListener("generating", ({ data }) => {
+        const [text] = JSON.parse(data);
+        if (!came++) return begin(text);
+        take(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)));
+        if (came % 8 === 0) line.send(JSON.stringify({ type: "ping", t: performance.now() }));
+      });
+      source.addEventListener("complete", () => done(""));
+      source.addEventListener("error", ({ data }) => done(data ? JSON.parse(data).error : ""));
+    }).finally(close);
+  }, async (key, body) => (await run("post", key, body && await base64(body), came - 1))[0]);
+  return { ...line, bring: async (file) => (await run("bring", session, await base64(file)))[1] };
+}
+
+const base64 = async (blob) => new Promise((done) => {
+  const reader = new FileReader();
+  reader.onload = () => done(reader.result.slice(reader.result.indexOf(",") + 1));
+  reader.readAsDataURL(blob);
+});
+
+// A line that comes back by itself and asks for the session it had. A way on which nothing is heard gives room to the next.
 function socketHost({ url, token }) {
-  const ways = [webSocketLine, postLine], at = (end) => new URL(url.replace(/ws$/, end), document.baseURI);
+  const ways = [webSocketLine, postLine, eventsLine], at = (end) => new URL(url.replace(/ws$/, end), document.baseURI);
   let line = null, way = 0, session = "", tries = 0, closed = false, everGreeted = false;
   return {
     everywhere: true,                       // keys work on the whole page
@@ -144,6 +181,7 @@ function socketHost({ url, token }) {
     },
     send(data) { return !!line && line.send(data instanceof ArrayBuffer || typeof data === "string" ? data : JSON.stringify(data)); },
     async bring(file) {                     // a session file; what is wrong with it, or ""
+      if (line.bring) return line.bring(file);
       const answer = await fetch(at("session/" + encodeURIComponent(session)), { method: "POST", body: file, headers: { "x-msk-token": token } });
       return answer.ok ? "" : (await answer.text()).slice(0, 300);
     },
@@ -201,7 +239,8 @@ function mountStage(el, host) {
   const pen = video.getContext("2d"), ink = top.getContext("2d");
 
   let hello = { width: 1, height: 1, fps: 24, max_points: 144, max_nodes: 160, map: false };
-  let state = "connecting", greeted = false, looking = false, nextId = 1;
+  let state = "connecting", wanted = state;    // what the server told last, and what that will be once it has heard all
+  let greeted = false, looking = false, nextId = 1;
   let tool = "live", keep = true, gridKind = "live", spacing = 0.14, wayLoop = "once", waySpeed = 1, sliding = false;
   let over = null, rubber = null;             // the point and the place under the pointer
   let node = null;                            // which node of the chosen path is chosen
@@ -219,21 +258,29 @@ function mountStage(el, host) {
   // of a path, x, y is its start, nodes its way and head the time it is shown at
   const points = new Map();
   const chosen = new Set();
-  const asked = new Map();            // id -> the number of the last word about that point
+  const asked = new Map();            // point's id, "state", "grip" or "rest" -> the number of the last word about it
   const hands = new Map();            // pointerId -> what it is doing: {ids, move(event, at), up(event)}
   const maps = new Map();             // chunk -> what the model was told then
   const kept = [], draws = [], latencies = [], errors = [];
   const stats = { received: 0, drawn: 0, skipped: 0, errors };
   const tall = () => hello.height / hello.width;
-  const runs = () => state === "playing" || state === "paused";
+  const runs = (now = state) => now === "playing" || now === "paused";
 
   // -- the line ------------------------------------------------------------------------------------------------------
-  // Until the server has heard the last word about a point (`state` says it), the page knows better how that point is.
+  // Until the server has heard the last word about something (`state` says it), the page knows better how that is: a key
+  // pressed twice while the first word is on its way takes back what the first one asked for.
   function say(message, about = message.ids || ("id" in message ? [message.id] : [])) {
     said += 1;
     for (const id of about) asked.set(id, said);
     return host.send({ ...message, n: said });
   }
+
+  function ask(type, then) {
+    wanted = then;
+    say({ type }, ["state"]);
+  }
+
+  const play = () => { if (wanted === "ready" || wanted === "opening") ask("start", "playing"); };
 
   function note(text, bad = false, seconds = 5) {
     hintText = text; hintBad = bad; hintUntil = performance.now() + 1000 * seconds;
@@ -286,7 +333,10 @@ function mountStage(el, host) {
       resize();
     } else if (m.type === "state") {
       takePoints(m.points, m.heard);
-      undoable = m.undo; redoable = m.redo; script = m.script; grip = m.grip; rest = m.rest; things = m.things;
+      undoable = m.undo; redoable = m.redo; script = m.script; things = m.things;
+      if (!asked.has("grip")) grip = m.grip;
+      if (!asked.has("rest")) rest = m.rest;
+      if (!asked.has("state")) wanted = m.state;
       if (m.take && host.everywhere) remembered.take = m.take;
       if (m.prompt !== prompt) el.dispatchEvent(new CustomEvent("msk-prompt", { detail: prompt = m.prompt, bubbles: true }));
       veil.classList.remove("on");
@@ -505,16 +555,16 @@ function mountStage(el, host) {
   }
 
   function refresh() {
-    const on = runs(), pressed = (name, value) => {
+    const on = runs(wanted), pressed = (name, value) => {
       for (const b of all(`[data-${name}]`)) b.setAttribute("aria-pressed", String(b.dataset[name] === value));
     };
     $(".state").textContent = WORDS[state] || state;
     $(".dot").className = "dot " + state;
-    $("[data-do=toggle] span").textContent = on ? "End" : state === "ended" ? "Again" : "Start";
+    $("[data-do=toggle] span").textContent = on ? "End" : wanted === "ended" ? "Again" : "Start";
     $("[data-do=toggle]").classList.toggle("main", !on);
-    $("[data-do=hold] span").textContent = state === "paused" ? "Resume" : "Pause";
+    $("[data-do=hold] span").textContent = wanted === "paused" ? "Resume" : "Pause";
     const picture = state !== "empty";
-    const can = { toggle: picture, hold: on, reset: picture, undo: undoable, redo: redoable, anchor: on,
+    const can = { toggle: picture, hold: on, reset: picture, undo: undoable, redo: redoable, anchor: runs(),
       file: true, last: true, bring: true, look: true, rest: true };
     for (const deed in can) $(`[data-do=${deed}]`).disabled = !greeted || !can[deed];
     $("[data-do=file] span").textContent = EXPORTS[$(".what").value];
@@ -604,7 +654,7 @@ function mountStage(el, host) {
         if (!moved) {
           moved = true;
           say({ type: "grab", ids: this.ids, t: events[0].timeStamp });
-          if (state === "ready" || state === "opening") say({ type: "start" });
+          play();
         }
         for (const e of events) {
           if (e.timeStamp - sampled < every) continue;
@@ -795,7 +845,7 @@ function mountStage(el, host) {
   const flying = makeFlying((move) => {
     if (isOver()) return note(ENDED);
     say({ type: "camera", ...move });
-    if (state === "ready" || state === "opening") say({ type: "start" });
+    play();
   });
   const fingers = new Map();
 
@@ -887,13 +937,17 @@ function mountStage(el, host) {
 
   // -- deeds: buttons and keys ---------------------------------------------------------------------------------------
   const acts = {
-    toggle: () => say({ type: runs() ? "stop" : "start" }),
-    hold: () => say({ type: state === "paused" ? "resume" : "pause" }),
-    reset: () => say({ type: "reset" }),
+    toggle: () => runs(wanted) ? ask("stop", "ended") : ask("start", "playing"),
+    hold: () => { if (runs(wanted)) wanted === "paused" ? ask("resume", "playing") : ask("pause", "paused"); },
+    reset: () => ask("reset", "opening"),
     undo: () => say({ type: "undo" }),
     redo: () => say({ type: "redo" }),
     anchor: () => { if (runs()) say({ type: "anchor" }); },
-    rest: () => { say({ type: "rest", on: !rest }); note(rest ? "the rest is free" : "what no hand moves stays still"); },
+    rest: () => {
+      rest = !rest;
+      say({ type: "rest", on: rest }, ["rest"]);
+      note(rest ? "what no hand moves stays still" : "the rest is free");
+    },
     help: () => $(".help").classList.toggle("on"),
     look: () => { if (hello.map) { looking = !looking; say({ type: "look", on: looking }); maps.clear(); showMap(); } },
     file: () => say({ type: "export", what: $(".what").value, mark: $(".tag").checked }),
@@ -938,7 +992,7 @@ function mountStage(el, host) {
     if (deed) acts[deed]();
     if (toolName) setTool(toolName);
     if (keeps) keep = keeps === "yes";
-    if (whole) say({ type: "grip", on: whole === "yes" });
+    if (whole) { grip = whole === "yes"; say({ type: "grip", on: grip }, ["grip"]); }
     if (kind) gridKind = kind;
     if (loop) { wayLoop = loop; changeWays(() => ({ loop })); }
     if (part && event.detail === 0) flying.tap(part, Number(sign));         // by the keyboard: pointers hold
@@ -976,7 +1030,7 @@ function mountStage(el, host) {
     for (const id of ids) { const p = points.get(id); putPoint(id, { x: p.x + x, y: p.y + y }, t + 1); }
     sendSamples();
     say({ type: "release", ids, t: t + 2, keep: true });
-    if (state === "ready") say({ type: "start" });
+    play();
   }
 
   // What a click would do, where the cross is; of a box, one corner and then the other.

@@ -1,9 +1,10 @@
-"""Play with a browser on the same cores: `python -m tests.pages.load [KIT] [FPS] [SECONDS] [JSON] [--watchers N] [--http]`.
+"""Play with a browser on the same cores: `python -m tests.pages.load [KIT] [FPS] [SECONDS] [JSON] [--watchers N] [--way W]`.
 
 The canvas is asked to play at FPS (more than it can, to see what it can), a hand drags a point in circles all the while, and
 the page's own counts are written down: frames drawn a second, frames dropped, milliseconds from hand to picture. N more wait
 in line meanwhile; they are lines of the protocol and not browsers, whose drawing would be measured in place of the server.
-The memory is the server's, with the model in it. With --http no WebSocket gets through from the page.
+The memory is the server's, with the model in it. With --way http no WebSocket gets through from the page, with --way events
+nothing but Gradio's own routes.
 """
 import argparse
 import asyncio
@@ -75,10 +76,12 @@ def resident() -> float | None:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
-def play(kit="tiny", fps=48.0, seconds=30.0, out=None, watchers=0, http=False, port=7868):
+def play(kit="tiny", fps=48.0, seconds=30.0, out=None, watchers=0, way="ws", port=7868):
     def bar(page):
-        if http:
+        if way != "ws":
             page.route_web_socket("**/msk/ws*", lambda socket: socket.close())
+        if way == "events":
+            page.route("**/msk/**", lambda route: route.abort())
 
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))       # as the demo does: the browser needs a core, too
     page, lobby, url = serve(kit, port, folder=None, fps=fps)
@@ -118,7 +121,8 @@ if __name__ == "__main__":
     parser.add_argument("seconds", nargs="?", type=float, default=30.0)
     parser.add_argument("out", nargs="?", help="a JSON file for the figures")
     parser.add_argument("--watchers", type=int, default=0, help="so many more wait in line")
-    parser.add_argument("--http", action="store_true", help="as behind a proxy that lets no WebSocket through")
+    parser.add_argument("--way", choices=["ws", "http", "events"], default="ws",
+                        help="as behind a proxy that lets no more through")
     parser.add_argument("--port", type=int, default=7868)
     args = parser.parse_args()
-    play(args.kit, args.fps, args.seconds, args.out, args.watchers, args.http, args.port)
+    play(args.kit, args.fps, args.seconds, args.out, args.watchers, args.way, args.port)
