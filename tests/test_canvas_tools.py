@@ -246,6 +246,50 @@ def test_a_pen_takes_hold_like_a_finger_and_draws_like_a_mouse(stage, session):
     def pen(kind, x, y, held=1):
         to_x, to_y = stage.at(x, y)
         line.send("Input.dispatchMouseEvent", {"type": kind, "x": to_x, "y": to_y, "button": "left" if held else "none",
+def test_nodes_of_a_path_are_chosen_and_edited_by_keys_alone(stage, session):
+    """And each step is said where a screen reader hears it."""
+    keys = stage.listen().page.keyboard
+    stage.expect(".msk-host .hint").to_have_attribute("aria-live", "polite")
+    stage.page.locator(".msk-host .stage").focus()
+    keys.press("]")
+    stage.said("There is no path yet")
+    for key in ("3", "ArrowLeft", "i", "Shift+ArrowRight", "Shift+ArrowDown", "i", "Shift+ArrowRight", "i", "Enter",
+                "Escape"):
+        keys.press(key)
+    until(lambda: 1 in session.points)
+
+    def are(*places):
+        nodes = session.points[1].way.nodes
+        return len(nodes) == len(places) and np.allclose([(p.real / W, p.imag / W) for _, p in nodes], places, atol=0.01)
+    until(lambda: are((0.5, 0.5), (0.6, 0.6), (0.7, 0.6)))
+    keys.press("]")                                                         # from whatever tool
+    stage.said("Node 1 of 3: 50 % across, 50 % down")
+    assert stage.ask("stage.tool") == "select" and stage.ask("[...stage.chosen]") == [1]
+    keys.press("[")
+    stage.said("Node 3 of 3: 70 % across, 60 % down")
+    keys.press("Shift+ArrowRight")
+    stage.said("Node 3 of 3: 80 % across, 60 % down")
+    keys.press("]")
+    keys.press("]")
+    stage.said("Node 2 of 3: 60 % across, 60 % down")
+    until(lambda: are((0.5, 0.5), (0.6, 0.6), (0.8, 0.6)))
+    keys.press("i")
+    stage.said("Node 3 of 4: 70 % across, 60 % down")
+    until(lambda: are((0.5, 0.5), (0.6, 0.6), (0.7, 0.6), (0.8, 0.6)))
+    keys.press("[")
+    keys.press("Delete")
+    stage.said("Node taken out: 3 are left")
+    until(lambda: are((0.5, 0.5), (0.7, 0.6), (0.8, 0.6)))
+    assert stage.ask("stage.node") is None and len(session.points) == 1
+    keys.press("Control+z")
+    until(lambda: are((0.5, 0.5), (0.6, 0.6), (0.7, 0.6), (0.8, 0.6)))
+    keys.press("?")
+    assert "] and [" in stage.page.locator(".help.on dt").all_inner_texts()
+    keys.press("Escape")
+    keys.press("Tab")                                                       # which is no key of the stage: the focus goes on
+    stage.wait(f"{SCREEN}.activeElement?.tagName === 'BUTTON'")
+
+
                                                "buttons": held, "clickCount": held, "pointerType": "pen"})
 
     def stroke(start, end):

@@ -144,6 +144,7 @@ const WORDS = { empty: "no picture yet", opening: "getting ready", ready: "ready
   ended: "ended", failed: "stopped", lost: "link lost", queue: "waiting", connecting: "connecting" };
 
 // What the picture says while nothing happens on it.
+  ["] and [", "choose the next node of a path, the one before: arrows move it, I adds one behind it, Delete takes it out"],
 const HINTS = { live: "Press on anything and drag it", pin: "Click what should stay where it is",
   path: "Press and draw a way, or click its nodes", grid: "Drag out a box: points fill it",
   select: "Drag a box around points", camera: "Drag to pan, wheel or pinch to zoom" };

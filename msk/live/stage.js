@@ -776,10 +776,20 @@ function mountStage(el, host) {
   function fill(rectangle) {
     const spots = gridSpots(rectangle, spacing, tall());
     if (!roomFor(spots.length)) return;
+  // By the keyboard: one more node, halfway to the next; of the last, from the one before.
+  function addNodeBehind(id) {
+    const { nodes } = points.get(id), after = Math.min(node + 1, nodes.length - 1);
+    if (nodes.length >= hello.max_nodes) return note(`A path has at most ${hello.max_nodes} nodes.`);
+    if (nodes[after][0] - nodes[after - 1][0] < 0.01) return note("These two nodes are as near as they can be.");
+    edit(id, nodes.toSpliced(after, 0, mix(nodes[after - 1], nodes[after], 0.5)), after);
+    tellNode();
+  }
+
     const id = nextId, ids = spots.map((_, k) => id + k);
     spots.forEach((spot, k) => newPoint(id + k, gridKind, spot));
     say({ type: "grid", id, kind: gridKind, box: rectangle, spacing, t: performance.now() }, ids);
     choose(ids);
+    note(`Node taken out: ${nodes.length - 1} are left`, false, 3);
   }
 
   function chooseIn([left, top, right, bottom], more) {
@@ -968,7 +978,8 @@ function mountStage(el, host) {
     if (node !== null) {
       const id = editable(), [, nx, ny] = points.get(id).nodes[node];
       moveNode(id, node, { x: nx + x, y: ny + y });
-      return edit(id, points.get(id).nodes, node);
+      edit(id, points.get(id).nodes, node);
+      return tellNode();
     }
     const t = performance.now(), ids = [...chosen].filter((id) => points.has(id));
     say({ type: "grab", ids, t });
@@ -1006,11 +1017,13 @@ function mountStage(el, host) {
     $(".help").classList.remove("on");
   }
 
+    if (node !== null) return addNodeBehind(editable());
   const WRITES = "input, textarea, select, [contenteditable=true], [role=listbox], [role=option]";
   const PRESSED = ["Enter", " ", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];         // what a button may want itself
 
   function key(event) {
-    if (!greeted || event.defaultPrevented || event.altKey) return;
+    const asChord = event.metaKey || (event.ctrlKey && !event.altKey), nodeStep = asChord ? 0 : { "]": 1, "[": -1 }[event.key];
+    if (!greeted || event.defaultPrevented || (event.altKey && !nodeStep)) return;      // some keyboards have [ and ] on Alt
     const target = event.composedPath()[0], within = event.composedPath().includes(box);
     if (!within && (!host.everywhere || target.closest?.(WRITES))) return;
     if (!within && target.closest?.("button, a") && PRESSED.includes(event.key)) return;
@@ -1020,11 +1033,30 @@ function mountStage(el, host) {
     const toward = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
     const flight = chord ? null : FLY_KEYS[letter], number = chord ? null : Object.keys(TOOLS)[event.key - 1];
     const everything = () => choose(points.keys());
-    const deed = chord ? { z: event.shiftKey ? acts.redo : acts.undo, y: acts.redo, a: within && everything }[letter]
+    const deed = nodeStep ? () => chooseNode(nodeStep)
+      : chord ? { z: event.shiftKey ? acts.redo : acts.undo, y: acts.redo, a: within && everything }[letter]
       : flight ? () => flying.hold(event.code, ...flight)
       : number ? () => setTool(number)
       : toward ? (within || chosen.size) && (() => arrow(...toward))
       : { enter: draft ? finish : acts.toggle, " ": acts.hold, delete: draft ? acts.unlay : acts.remove,
+  // A node of the chosen path, or else of the first there is: the next one, or the one before; after the last the first.
+  function chooseNode(step) {
+    const id = chosenWays()[0] ?? [...points.keys()].sort((a, b) => a - b).find((one) => points.get(one).nodes);
+    if (draft) return;
+    if (id === undefined) return note("There is no path yet: draw one with the path tool (3).");
+    const at = editable() === id ? node : null, count = points.get(id).nodes.length;
+    if (tool !== "select") setTool("select");
+    choose([id]);
+    node = at === null ? (step > 0 ? 0 : count - 1) : (at + step + count) % count;
+    tellNode();
+  }
+
+  // Said where a screen reader hears it.
+  function tellNode() {
+    const { nodes } = points.get(editable()), [, x, y] = nodes[node].map((share) => Math.round(100 * share));
+    note(`Node ${node + 1} of ${nodes.length}: ${x} % across, ${y} % down`, false, 3);
+  }
+
         backspace: draft ? acts.unlay : acts.remove, escape, n: acts.anchor, h: acts.rest, m: acts.look, i: useCross, "?": acts.help,
         ".": () => chooseNext(1), ",": () => chooseNext(-1) }[letter];
     if (!deed) return;
