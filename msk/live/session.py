@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from ..grip import Thing
-from ..picture import fitted, read_picture
+from ..picture import fitted, middle, read_picture
 from ..tracks import Tracks
 from .follow import Follow, Follower
 from .hold import Hold
@@ -80,6 +80,7 @@ class Session:
         self.state = "empty"        # empty, opening, ready, playing, paused, ended, failed
         self.image: Image.Image | None = None
         self.prompt, self.seed = "", 0
+        self.source: Image.Image | None = None          # the picture that was given: the image is what of it is seen here
         self.points: dict[int, Point] = {}
         self._left: deque[tuple[complex, complex]] = deque(maxlen=MAX_POINTS)   # place and origin of points that have gone
         self.hold = Hold(geometry.width, geometry.height, self._new_track, geometry.stride, cut, rest,
@@ -98,7 +99,7 @@ class Session:
         self._last_points: list | None = None           # how that session ended
         self._left_off: tuple | None = None             # and what was held in the chunk of it that was played last,
         self._resuming: tuple | None = None             # which is to be held again
-        self._wish = cut is not None, rest              # what a new picture begins with: grips, rest
+        self._usual = self._wish = cut is not None, rest        # what a new picture begins with: grips, rest
         self._noted: tuple | None = None                # the same, as the take knows it
         self._told: str | None = None                   # what the stream's prompt is
         self._said = ""                                 # the same, as the take knows it
@@ -127,10 +128,12 @@ class Session:
 
     def open(self, image, prompt: str = "", seed: int = 0) -> None:
         """Take this picture (anything `read_picture` reads) and wait for `start`; points and the running take end."""
-        picture = fitted(read_picture(image), self.geometry)
+        source = read_picture(image)
+        picture = fitted(source, self.geometry)
         with self._changed:
             self._end_take()
             self.image, self.prompt, self.seed = picture, prompt, seed
+            self.source = source
             self._random = random.Random(seed)
             self.points.clear()
             self.hold.grips, self.hold.rest = self._wish
@@ -161,6 +164,32 @@ class Session:
             self._tell()
 
     def start(self) -> None:
+    def go_on_from(self, other: Session, image=None) -> int:
+        """Open what another session has, which may be of another size: its picture (or `image`, the same drawn anew), prompt
+        and seed, and its points where they began in the picture, whose things are cut again. How many are left out: those
+        whose place is not seen here."""
+        with self._changed, other._changed:
+            chosen = zip((other.hold.grips, other.hold.rest), other._usual, self._usual)
+            grips, rest = (now if now != usual else mine for now, usual, mine in chosen)
+            self._wish = grips and self.hold.cut is not None, rest
+            self.open(image or other.source, other.prompt, other.seed)
+            theirs, mine, told = other._seen(), self._seen(), []
+
+            def here(share: tuple[float, float]) -> list[float]:
+                return [(a + v * b - c) / d for v, a, b, c, d in zip(share, *theirs, *mine)]
+
+            for point in (staying := [point for point in other.points.values() if not point.leaving]):
+                p, place = other._as_json(point), here(other._share(point.origin if point.home is None else point.home))
+                if all(0 <= v < 1 for v in place):
+                    nodes = [[t, *here(share)] for t, *share in p.get("nodes", [])]
+                    told.append(p | dict(zip("xy", place)) | {"at": place, "origin": place, "played": 0.0, "nodes": nodes})
+            self._take_points(told)
+            for point in self.points.values():          # the models may know different numbers
+                point.track_id = self._new_track()
+            self.take = self._new_take()
+            self._tell()
+            return len(staying) - len(told)
+
         """Begin a take; go on if it is paused; begin again from the picture if it has ended."""
         with self._changed:
             if self.state == "paused":
@@ -557,6 +586,11 @@ class Session:
     def _check_new(self, ids: Iterable[int]) -> None:
         ids = list(ids)
         taken = [id for id in ids if id in self.points]
+    def _seen(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Where in the given picture the image lies: its corner and its size, in shares of that picture."""
+        left, top, wide, tall = middle(*self.source.size, self.geometry)
+        return (left / self.source.width, top / self.source.height), (wide / self.source.width, tall / self.source.height)
+
         if taken:
             raise ProtocolError(f"there is a point {taken[0]} already: give a new one another number")
         if len(self.points) + len(ids) > MAX_POINTS:
