@@ -29,6 +29,12 @@ def eye(tracks, start):
     return told
 
 
+@contextmanager
+def watch(stream, steps=None):
+    """Two layers of a model that looks back more the longer it plays."""
+    yield [[0, 0.5, 0.25, 0.25], [1, 0.25, 0.25, 0.5]] if stream.index else [[0, 0, 0, 1], [1, 0, 0, 1]]
+
+
 @pytest.fixture(scope="module")
 def browser():
     with open_browser() as chromium:
@@ -38,7 +44,7 @@ def browser():
 @pytest.fixture(scope="module")
 def canvas(tmp_path_factory):
     pytest.importorskip("gradio")
-    page, lobby, url = serve("exact", free_port(), folder=tmp_path_factory.mktemp("takes"), eye=eye)
+    page, lobby, url = serve("exact", free_port(), folder=tmp_path_factory.mktemp("takes"), eye=eye, watch=watch)
     yield lobby, url
     lobby.close()
     page.close(verbose=False)
@@ -240,12 +246,6 @@ def test_nodes_of_a_path_are_dragged_added_and_taken_out(stage, session):
     assert len(session.points) == 1
 
 
-def test_a_pen_takes_hold_like_a_finger_and_draws_like_a_mouse(stage, session):
-    line = stage.page.context.new_cdp_session(stage.page)
-
-    def pen(kind, x, y, held=1):
-        to_x, to_y = stage.at(x, y)
-        line.send("Input.dispatchMouseEvent", {"type": kind, "x": to_x, "y": to_y, "button": "left" if held else "none",
 def test_nodes_of_a_path_are_chosen_and_edited_by_keys_alone(stage, session):
     """And each step is said where a screen reader hears it."""
     keys = stage.listen().page.keyboard
@@ -290,6 +290,12 @@ def test_nodes_of_a_path_are_chosen_and_edited_by_keys_alone(stage, session):
     stage.wait(f"{SCREEN}.activeElement?.tagName === 'BUTTON'")
 
 
+def test_a_pen_takes_hold_like_a_finger_and_draws_like_a_mouse(stage, session):
+    line = stage.page.context.new_cdp_session(stage.page)
+
+    def pen(kind, x, y, held=1):
+        to_x, to_y = stage.at(x, y)
+        line.send("Input.dispatchMouseEvent", {"type": kind, "x": to_x, "y": to_y, "button": "left" if held else "none",
                                                "buttons": held, "clickCount": held, "pointerType": "pen"})
 
     def stroke(start, end):
@@ -467,6 +473,26 @@ def test_what_the_model_sees_is_shown_beneath_the_picture(stage, session):
     page.keyboard.press("m")
     until(lambda: not session._look)
     stage.expect(".msk-host .map").to_be_hidden()
+
+
+def test_where_the_model_looks_is_shown_beneath_the_picture(stage, session):
+    page, legend = stage.page, ".msk-host .legend span"
+    page.get_by_role("button", name="where the model looks").click()
+    until(lambda: session._gaze)
+    stage.expect(legend).to_have_text(["sink", "window", "now"])
+    stage.expect(page.get_by_text("here will be where the attention of each chunk goes")).to_be_visible()
+    page.keyboard.press("Enter")
+    stage.wait("stage.current.chunk > 0 && stage.gazes.has(stage.current.chunk)")
+    stage.expect(legend).to_have_text(["sink 38 %", "window 25 %", "now 38 %"])         # all layers; below it each of them
+    stage.expect(page.get_by_role("img", name="sink 38 %, window 25 %, now 38 %")).to_be_visible()
+    bars = f"[...{SCREEN}.querySelectorAll('.bars i')].map((part) => part.offsetWidth / part.parentElement.offsetWidth)"
+    stage.wait(f"{bars}.every((share, i) => "
+               "Math.abs(share - [0.375, 0.25, 0.375, 0.5, 0.25, 0.25, 0.25, 0.25, 0.5][i]) < 0.02)")
+    stage.wait("stage.current.chunk > 6")
+    assert stage.ask("stage.gazes.size") <= 5                                           # however long it plays
+    page.keyboard.press("g")
+    until(lambda: not session._gaze)
+    stage.expect(".msk-host .gaze").to_be_hidden()
 
 
 def test_what_a_point_takes_is_outlined_and_a_page_can_choose_otherwise(browser, tmp_path):
@@ -661,7 +687,7 @@ def cell(browser):
 
     def open_stream(prompt, image, seed):
         return exact.ExactStream(kit, prompt, image, seed=seed)
-    with Session(open_stream, kit.geometry, eye=eye) as session:
+    with Session(open_stream, kit.geometry, eye=eye, watch=watch) as session:
         session.open(exact.picture(), "a red ball")
         pulled, stage = Pulled(session), Stage(browser, "about:blank")
 
@@ -702,10 +728,10 @@ def test_in_a_notebook_the_tools_are_the_same(cell):
     assert stage.ask("stage.tool") == "live"
     stage.page.get_by_role("button", name="Path", exact=True).click()
     clicks(stage, BALL, (0.6, 0.6))
-    for key in ("Enter", "m", "Enter"):
+    for key in ("Enter", "m", "g", "Enter"):
         stage.page.keyboard.press(key)
     until_asked(stage, lambda: session.state == "playing" and session.points[1].kind == "path")
-    stage.rests_at(0.6, 0.6).wait("stage.maps.has(stage.current.chunk)")
+    stage.rests_at(0.6, 0.6).wait("stage.maps.has(stage.current.chunk)").wait("stage.gazes.has(stage.current.chunk)")
     stage.page.keyboard.press("d")
     stage.wait("stage.current.marks.some((m) => m.kind === 'camera')")
 

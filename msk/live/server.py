@@ -160,7 +160,8 @@ def greeting(session: Session, id: str) -> dict:
     g = session.geometry
     return {"type": "hello", "version": VERSION, "session": id, "model": session.name, "width": g.width, "height": g.height,
             "fps": session.fps, "max_points": MAX_POINTS, "max_nodes": MAX_NODES, "max_step": session.follow.max_step,
-            "map": session.eye is not None, "grips": session.hold.cut is not None, "keeps": session.folder is not None}
+            "map": session.eye is not None, "gaze": session.watch is not None, "grips": session.hold.cut is not None,
+            "keeps": session.folder is not None}
 
 
 def same(secret: str, guess: str) -> bool:
@@ -396,9 +397,9 @@ class Lobby:
             visitor.say(await asyncio.to_thread(self._export, session, message["what"], message["mark"]))
         elif kind in ("recall", "load"):
             await asyncio.to_thread(session.hear, message)
-        elif kind == "model":
             if kind == "load":                          # it brings its own
                 self.picture = ""
+        elif kind == "model":
             if self.choice is None:
                 raise ProtocolError("there is no model to choose from: this page plays one")
             self.choice.check(message["name"])
@@ -436,8 +437,8 @@ class Lobby:
         try:
             session = await asyncio.to_thread(parse_session, data)
             await asyncio.to_thread(player.session.load, session)
-        except ValueError as error:
             self.picture = ""
+        except ValueError as error:
             return PlainTextResponse(str(error), status_code=400)
         return PlainTextResponse("")
 

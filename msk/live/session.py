@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -40,7 +40,7 @@ NEAR = 0.15         # of the picture's width: so close to a point, a thing is ta
 MAX_ALL_NODES = 8 * MAX_NODES       # of all paths together
 MAX_HAND = 240      # pointer samples kept of each chunk
 PLAIN = ("start", "stop", "pause", "resume", "reset", "undo", "redo", "anchor")
-ASKED = ("add", "grid", "path", "grab", "release", "pin", "remove", "say", "camera", "look", "grip", "rest")
+ASKED = ("add", "grid", "path", "grab", "release", "pin", "remove", "say", "camera", "look", "gaze", "grip", "rest")
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,19 @@ class Clock:
 class Session:
     def __init__(self, open_stream: Callable, geometry, *, name: str = "", revision: str = "", max_id: int = 16384,
                  folder: str | Path | None = None, follow: Follow | None = None, fps: float | None = None,
-                 eye: Callable | None = None, ahead: float = 0.12, idle_after: float = 900.0, cut: Callable | None = None,
-                 rest: bool = False, fewest: int = 1):
+                 eye: Callable | None = None, watch: Callable | None = None, ahead: float = 0.12, idle_after: float = 900.0,
+                 cut: Callable | None = None, rest: bool = False, fewest: int = 1):
         self.open_stream, self.geometry, self.name, self.revision = open_stream, geometry, name, revision
         self.max_id, self.eye = max_id, eye             # eye(tracks, start) -> [F, h, w, 3] uint8: what the model is told
+        self.watch = watch                              # with watch(stream, steps) as rows: where attention goes (gaze.py)
         self.folder = Path(folder) if folder else None
         self.follow, self.fps, self.ahead, self.idle_after = follow or Follow(), fps or geometry.fps, ahead, idle_after
         self.on_frame: Callable[[Frame], None] | None = None
         self.on_event: Callable[[dict], None] | None = None
         self.state = "empty"        # empty, opening, ready, playing, paused, ended, failed
         self.image: Image.Image | None = None
-        self.prompt, self.seed = "", 0
         self.source: Image.Image | None = None          # the picture that was given: the image is what of it is seen here
+        self.prompt, self.seed = "", 0
         self.points: dict[int, Point] = {}
         self._left: deque[tuple[complex, complex]] = deque(maxlen=MAX_POINTS)   # place and origin of points that have gone
         self.hold = Hold(geometry.width, geometry.height, self._new_track, geometry.stride, cut, rest,
@@ -105,7 +106,7 @@ class Session:
         self._said = ""                                 # the same, as the take knows it
         self._before: Take | None = None                # the last take that has frames
         self._began = time.monotonic()                  # when this take began
-        self._anchor = self._look = False
+        self._anchor = self._look = self._gaze = False
         self._era = 0                                   # frames of an era that has ended are not shown
         self._queue: deque[Frame] = deque()
         self._next_due = 0.0                            # when the next frame to be made should be seen
@@ -132,8 +133,8 @@ class Session:
         picture = fitted(source, self.geometry)
         with self._changed:
             self._end_take()
-            self.image, self.prompt, self.seed = picture, prompt, seed
             self.source = source
+            self.image, self.prompt, self.seed = picture, prompt, seed
             self._random = random.Random(seed)
             self.points.clear()
             self.hold.grips, self.hold.rest = self._wish
@@ -163,7 +164,6 @@ class Session:
             self.take = self._new_take()
             self._tell()
 
-    def start(self) -> None:
     def go_on_from(self, other: Session, image=None) -> int:
         """Open what another session has, which may be of another size: its picture (or `image`, the same drawn anew), prompt
         and seed, and its points where they began in the picture, whose things are cut again. How many are left out: those
@@ -190,6 +190,7 @@ class Session:
             self._tell()
             return len(staying) - len(told)
 
+    def start(self) -> None:
         """Begin a take; go on if it is paused; begin again from the picture if it has ended."""
         with self._changed:
             if self.state == "paused":
@@ -296,6 +297,13 @@ class Session:
             if on and self.eye is None:
                 raise ProtocolError("there is no map to look at: this model is not told in maps")
             self._look = on
+
+    def gaze(self, on: bool = True) -> None:
+        """Send where the model looks, chunk by chunk."""
+        with self._changed:
+            if on and self.watch is None:
+                raise ProtocolError("there is no attention to look at: this stream shows none")
+            self._gaze = on
 
     # -- points ------------------------------------------------------------------------------------------------------
 
@@ -511,7 +519,7 @@ class Session:
         """The page has gone: hold everything, and let no pointer drag on."""
         with self._changed:
             self.on_frame = self.on_event = None
-            self._look = False
+            self._look = self._gaze = False
             self.pause()
             self._clock = Clock()
             self.release(list(self._held))
@@ -578,6 +586,11 @@ class Session:
     def _share(self, place: complex) -> tuple[float, float]:
         return place.real / self.geometry.width, place.imag / self.geometry.height
 
+    def _seen(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Where in the given picture the image lies: its corner and its size, in shares of that picture."""
+        left, top, wide, tall = middle(*self.source.size, self.geometry)
+        return (left / self.source.width, top / self.source.height), (wide / self.source.width, tall / self.source.height)
+
     def _point(self, id: int) -> Point:
         if id not in self.points:
             raise ProtocolError(f"there is no point {id}: it was removed, or never added")
@@ -586,11 +599,6 @@ class Session:
     def _check_new(self, ids: Iterable[int]) -> None:
         ids = list(ids)
         taken = [id for id in ids if id in self.points]
-    def _seen(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Where in the given picture the image lies: its corner and its size, in shares of that picture."""
-        left, top, wide, tall = middle(*self.source.size, self.geometry)
-        return (left / self.source.width, top / self.source.height), (wide / self.source.width, tall / self.source.height)
-
         if taken:
             raise ProtocolError(f"there is a point {taken[0]} already: give a new one another number")
         if len(self.points) + len(ids) > MAX_POINTS:
@@ -971,6 +979,7 @@ class Session:
                 record["hand"] = list(self._hand)
                 self._hand.clear()
             say, anchor, self._anchor, look = self.prompt, self._anchor, False, self._look and self.eye
+            watched = self.watch(self._stream, record.get("steps")) if self._gaze else nullcontext()
         if say != self._told:
             self._stream.say(say)
             self._told = say
@@ -980,7 +989,8 @@ class Session:
             self._stream.anchor()
             record["anchor"] = True
         tracks = tracks_of(record)
-        made = self._stream.step(tracks, record.get("steps"))[0]                                            # [T, 3, H, W]
+        with watched as rows:
+            made = self._stream.step(tracks, record.get("steps"))[0]                                        # [T, 3, H, W]
         pictures = made.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with self._changed:
             now = time.monotonic()
@@ -1007,6 +1017,8 @@ class Session:
                 if not again and self._pace.took(took, frames / self.fps):
                     self._making.clear()
                     self._cycle.clear()
+        if rows:
+            self._send({"type": "gaze", "chunk": chunk, "layers": rows})
         if look:
             self._send_map(look, tracks, chunk)
 

@@ -199,8 +199,8 @@ function mountStage(el, host) {
   const box = $(".stage"), screen = $(".screen"), video = $(".video"), top = $(".top"), veil = $(".veil"), hint = $(".hint");
   const pen = video.getContext("2d"), ink = top.getContext("2d");
 
-  let hello = { width: 1, height: 1, fps: 24, max_points: 144, max_nodes: 160, map: false };
-  let state = "connecting", greeted = false, looking = false, nextId = 1;
+  let hello = { width: 1, height: 1, fps: 24, max_points: 144, max_nodes: 160, map: false, gaze: false };
+  let state = "connecting", greeted = false, looking = false, gazing = false, nextId = 1;
   let tool = "live", keep = true, gridKind = "live", spacing = 0.14, wayLoop = "once", waySpeed = 1, sliding = false;
   let over = null, rubber = null;             // the point and the place under the pointer
   let node = null;                            // which node of the chosen path is chosen
@@ -221,6 +221,7 @@ function mountStage(el, host) {
   const asked = new Map();            // id -> the number of the last word about that point
   const hands = new Map();            // pointerId -> what it is doing: {ids, move(event, at), up(event)}
   const maps = new Map();             // chunk -> what the model was told then
+  const gazes = new Map();            // chunk -> where it looked
   const kept = [], draws = [], latencies = [], errors = [];
   const stats = { received: 0, drawn: 0, skipped: 0, errors };
   const tall = () => hello.height / hello.width;
@@ -281,7 +282,8 @@ function mountStage(el, host) {
       screen.style.maxWidth = `calc(68vh * ${m.width / m.height})`;
       veil.classList.remove("on");
       if (last && m.keeps) say({ type: "recall", take: last });
-      if (looking) say({ type: "look", on: true });
+      if (looking &&= m.map) say({ type: "look", on: true });
+      if (gazing &&= m.gaze) say({ type: "gaze", on: true });
       resize();
     } else if (m.type === "state") {
       takePoints(m.points, m.heard);
@@ -289,12 +291,13 @@ function mountStage(el, host) {
       if (m.take && host.everywhere) remembered.take = m.take;
       if (m.prompt !== prompt) el.dispatchEvent(new CustomEvent("msk-prompt", { detail: prompt = m.prompt, bubbles: true }));
       veil.classList.remove("on");
-      if (m.state === "opening") { queue = []; pending = []; lastEcho = -Infinity; maps.clear(); showMap(); }
+      if (m.state === "opening") { queue = []; pending = []; lastEcho = -Infinity; maps.clear(); gazes.clear(); showSights(); }
       setState(m.state);
-    } else if (m.type === "map") {
-      maps.set(m.chunk, m);
-      for (const chunk of maps.keys()) if (chunk < m.chunk - 4) maps.delete(chunk);
-      showMap();
+    } else if (m.type === "map" || m.type === "gaze") {
+      const known = m.type === "map" ? maps : gazes;
+      known.set(m.chunk, m);
+      for (const chunk of known.keys()) if (chunk < m.chunk - 4) known.delete(chunk);
+      showSights();
     } else if (m.type === "chunk") {
       showMade(m);
     } else if (m.type === "queue") {
@@ -373,13 +376,16 @@ function mountStage(el, host) {
       if (p.nodes) p.head = f.still ? null : timeNear(p.nodes, m.x, m.y, (p.head || 0) + (p.speed || 1) / hello.fps, tall());
     }
     if (f.still) for (const p of points.values()) { p.trail = []; p.head = null; }
-    if (!before || before.chunk !== f.chunk || before.still !== f.still) showMap();
+    if (!before || before.chunk !== f.chunk || before.still !== f.still) showSights();
     paint();
   }
 
+  const showSights = () => { showMap(); showGaze(); };
+  const ofShown = (known) => known.get(current && !current.still ? current.chunk : -1);
+
   // What the model was told for the chunk that is on the screen: its latent frames side by side.
   function showMap() {
-    const told = maps.get(current && !current.still ? current.chunk : -1), figure = $(".map"), tiles = $(".tiles");
+    const told = ofShown(maps), figure = $(".map"), tiles = $(".tiles");
     figure.hidden = !looking;
     if (!looking) return;
     $(".map figcaption").textContent = !told ? "Nothing has been told yet: here will be the motion map of each chunk."
@@ -391,6 +397,23 @@ function mountStage(el, host) {
         backgroundSize: `${100 * told.frames}% 100%`, backgroundPosition: `${100 * i / Math.max(1, told.frames - 1)}% 0` });
       return tile;
     }));
+  }
+
+  // Where it looked while it made that chunk: all layers together, and below it each as a thin bar.
+  function showGaze() {
+    const seen = ofShown(gazes), bars = $(".bars"), rows = seen ? seen.layers.map(([, ...row]) => row) : [];
+    $(".gaze").hidden = !gazing;
+    if (!gazing) return;
+    const all = PARTS.map((_, i) => rows.reduce((sum, row) => sum + row[i] / rows.length, 0));
+    const percents = PARTS.map((part, i) => seen ? `${part} ${Math.round(100 * all[i])} %` : part);
+    for (const [i, part] of PARTS.entries()) $(`.legend .${part}`).textContent = percents[i];
+    $(".gaze figcaption").textContent = !seen ? "Nothing has been made yet: here will be where the attention of each chunk goes."
+      : `Chunk ${seen.chunk}: where its attention goes. The thin bars are layers, first to last.`;
+    bars.setAttribute("aria-label", percents.join(", "));
+    while (bars.children.length > rows.length + 1) bars.lastChild.remove();
+    while (bars.children.length < rows.length + 1) bars.append(barOf(PARTS));
+    [all, ...rows].forEach((row, i) => row.forEach((share, k) => { bars.children[i].children[k].style.flexGrow = 100 * share; }));
+    rows.forEach((_, i) => { bars.children[i + 1].title = `layer ${seen.layers[i][0] + 1}`; });
   }
 
   // The models on offer: what the one in the list needs, or how far it is with the one that is being loaded.
@@ -514,13 +537,15 @@ function mountStage(el, host) {
     $("[data-do=hold] span").textContent = state === "paused" ? "Resume" : "Pause";
     const picture = state !== "empty";
     const can = { toggle: picture, hold: on, reset: picture, undo: undoable, redo: redoable, anchor: on,
-      file: true, last: true, bring: true, look: true, rest: true };
+      file: true, last: true, bring: true, look: true, gaze: true, rest: true };
     for (const deed in can) $(`[data-do=${deed}]`).disabled = !greeted || !can[deed];
     $("[data-do=file] span").textContent = EXPORTS[$(".what").value];
     $("[data-do=look]").hidden = !hello.map;
+    $("[data-do=gaze]").hidden = !hello.gaze;
     $(".grips").hidden = !hello.grips;
     $("[data-do=rest]").setAttribute("aria-pressed", String(rest));
     $("[data-do=look]").setAttribute("aria-pressed", String(looking));
+    $("[data-do=gaze]").setAttribute("aria-pressed", String(gazing));
     box.dataset.using = tool;
     pressed("tool", tool); pressed("keep", keep ? "yes" : "no"); pressed("kind", gridKind);
     pressed("grip", grip ? "yes" : "no");
@@ -751,10 +776,20 @@ function mountStage(el, host) {
     edit(id, nodes.toSpliced(after, 0, [t, at.x, at.y]), after);
   }
 
+  // By the keyboard: one more node, halfway to the next; of the last, from the one before.
+  function addNodeBehind(id) {
+    const { nodes } = points.get(id), after = Math.min(node + 1, nodes.length - 1);
+    if (nodes.length >= hello.max_nodes) return note(`A path has at most ${hello.max_nodes} nodes.`);
+    if (nodes[after][0] - nodes[after - 1][0] < 0.01) return note("These two nodes are as near as they can be.");
+    edit(id, nodes.toSpliced(after, 0, mix(nodes[after - 1], nodes[after], 0.5)), after);
+    tellNode();
+  }
+
   function removeNode(id) {
     const { nodes } = points.get(id);
     if (nodes.length < 3) return note("A path has at least two nodes: with Escape, then Delete, all of it goes.");
     edit(id, nodes.toSpliced(node, 1), null);
+    note(`Node taken out: ${nodes.length - 1} are left`, false, 3);
   }
 
   // What is chosen of paths is sent again, with what `change(path)` makes different.
@@ -776,20 +811,10 @@ function mountStage(el, host) {
   function fill(rectangle) {
     const spots = gridSpots(rectangle, spacing, tall());
     if (!roomFor(spots.length)) return;
-  // By the keyboard: one more node, halfway to the next; of the last, from the one before.
-  function addNodeBehind(id) {
-    const { nodes } = points.get(id), after = Math.min(node + 1, nodes.length - 1);
-    if (nodes.length >= hello.max_nodes) return note(`A path has at most ${hello.max_nodes} nodes.`);
-    if (nodes[after][0] - nodes[after - 1][0] < 0.01) return note("These two nodes are as near as they can be.");
-    edit(id, nodes.toSpliced(after, 0, mix(nodes[after - 1], nodes[after], 0.5)), after);
-    tellNode();
-  }
-
     const id = nextId, ids = spots.map((_, k) => id + k);
     spots.forEach((spot, k) => newPoint(id + k, gridKind, spot));
     say({ type: "grid", id, kind: gridKind, box: rectangle, spacing, t: performance.now() }, ids);
     choose(ids);
-    note(`Node taken out: ${nodes.length - 1} are left`, false, 3);
   }
 
   function chooseIn([left, top, right, bottom], more) {
@@ -905,6 +930,7 @@ function mountStage(el, host) {
     rest: () => { say({ type: "rest", on: !rest }); note(rest ? "the rest is free" : "what no hand moves stays still"); },
     help: () => $(".help").classList.toggle("on"),
     look: () => { if (hello.map) { looking = !looking; say({ type: "look", on: looking }); maps.clear(); showMap(); } },
+    gaze: () => { if (hello.gaze) { gazing = !gazing; say({ type: "gaze", on: gazing }); gazes.clear(); showGaze(); } },
     file: () => say({ type: "export", what: $(".what").value, mark: $(".tag").checked }),
     last: () => say({ type: "load", take: last }),
     change: () => say({ type: "model", name: $(".model").value }),
@@ -989,8 +1015,9 @@ function mountStage(el, host) {
     if (state === "ready") say({ type: "start" });
   }
 
-  // What a click would do, where the cross is; of a box, one corner and then the other.
+  // What a click would do, where the cross is; of a box, one corner and then the other. On a chosen node: one more.
   function useCross() {
+    if (node !== null) return addNodeBehind(editable());
     if (!cross) cross = { x: 0.5, y: 0.5 };
     const event = { timeStamp: performance.now(), type: "pointerup" };
     if (isOver()) return note(ENDED);
@@ -1010,6 +1037,24 @@ function mountStage(el, host) {
     if (ids.length) choose([ids[(at < 0 ? (step > 0 ? 0 : ids.length - 1) : at + step + ids.length) % ids.length]]);
   }
 
+  // A node of the chosen path, or else of the first there is: the next one, or the one before; after the last the first.
+  function chooseNode(step) {
+    const id = chosenWays()[0] ?? [...points.keys()].sort((a, b) => a - b).find((one) => points.get(one).nodes);
+    if (draft) return;
+    if (id === undefined) return note("There is no path yet: draw one with the path tool (3).");
+    const at = editable() === id ? node : null, count = points.get(id).nodes.length;
+    if (tool !== "select") setTool("select");
+    choose([id]);
+    node = at === null ? (step > 0 ? 0 : count - 1) : (at + step + count) % count;
+    tellNode();
+  }
+
+  // Said where a screen reader hears it.
+  function tellNode() {
+    const { nodes } = points.get(editable()), [, x, y] = nodes[node].map((share) => Math.round(100 * share));
+    note(`Node ${node + 1} of ${nodes.length}: ${x} % across, ${y} % down`, false, 3);
+  }
+
   function escape() {
     if (draft) draft = null;
     else if (node !== null) node = null;
@@ -1017,7 +1062,6 @@ function mountStage(el, host) {
     $(".help").classList.remove("on");
   }
 
-    if (node !== null) return addNodeBehind(editable());
   const WRITES = "input, textarea, select, [contenteditable=true], [role=listbox], [role=option]";
   const PRESSED = ["Enter", " ", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];         // what a button may want itself
 
@@ -1039,26 +1083,8 @@ function mountStage(el, host) {
       : number ? () => setTool(number)
       : toward ? (within || chosen.size) && (() => arrow(...toward))
       : { enter: draft ? finish : acts.toggle, " ": acts.hold, delete: draft ? acts.unlay : acts.remove,
-  // A node of the chosen path, or else of the first there is: the next one, or the one before; after the last the first.
-  function chooseNode(step) {
-    const id = chosenWays()[0] ?? [...points.keys()].sort((a, b) => a - b).find((one) => points.get(one).nodes);
-    if (draft) return;
-    if (id === undefined) return note("There is no path yet: draw one with the path tool (3).");
-    const at = editable() === id ? node : null, count = points.get(id).nodes.length;
-    if (tool !== "select") setTool("select");
-    choose([id]);
-    node = at === null ? (step > 0 ? 0 : count - 1) : (at + step + count) % count;
-    tellNode();
-  }
-
-  // Said where a screen reader hears it.
-  function tellNode() {
-    const { nodes } = points.get(editable()), [, x, y] = nodes[node].map((share) => Math.round(100 * share));
-    note(`Node ${node + 1} of ${nodes.length}: ${x} % across, ${y} % down`, false, 3);
-  }
-
         backspace: draft ? acts.unlay : acts.remove, escape, n: acts.anchor, h: acts.rest, m: acts.look, i: useCross, "?": acts.help,
-        ".": () => chooseNext(1), ",": () => chooseNext(-1) }[letter];
+        ".": () => chooseNext(1), ",": () => chooseNext(-1), g: acts.gaze }[letter];
     if (!deed) return;
     event.preventDefault(); event.stopPropagation();
     if (event.repeat && !toward) return;
@@ -1075,7 +1101,7 @@ function mountStage(el, host) {
   watcher.observe(screen);
 
   const api = {
-    stats, points, chosen, kept, maps, host, latencies,
+    stats, points, chosen, kept, maps, gazes, host, latencies,
     ways: { ruler: wayRuler, at: wayAt },
     get state() { return state; },
     get hello() { return hello; },
