@@ -4,9 +4,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from msk import grip
 from msk.live.points import Way
+from msk.live.replay import packed
 from msk.live.session import Session
 from msk.live.widget import RENDER, STAGE_JS, Pulled
 from tests.pages import exact
@@ -30,9 +32,13 @@ def eye(tracks, start):
 
 
 @contextmanager
-def watch(stream, steps=None):
-    """Two layers of a model that looks back more the longer it plays."""
-    yield [[0, 0.5, 0.25, 0.25], [1, 0.25, 0.25, 0.5]] if stream.index else [[0, 0, 0, 1], [1, 0, 0, 1]]
+def watch(stream, steps=None, at=None):
+    """Two layers of a model whose points look at where they are."""
+    glow = Image.new("RGBA", (12, 12))
+    if at is not None:
+        glow.putpixel([int(12 * v) for v in at], (255, 196, 87, 255))
+    layers = [[0, 0.5, 0.25, 0.25], [1, 0.25, 0.25, 0.5]] if stream.index else [[0, 0, 0, 1], [1, 0, 0, 1]]
+    yield {"layers": layers} | ({"cells": packed(glow)} if at is not None else {})
 
 
 @pytest.fixture(scope="module")
@@ -488,7 +494,21 @@ def test_where_the_model_looks_is_shown_beneath_the_picture(stage, session):
     bars = f"[...{SCREEN}.querySelectorAll('.bars i')].map((part) => part.offsetWidth / part.parentElement.offsetWidth)"
     stage.wait(f"{bars}.every((share, i) => "
                "Math.abs(share - [0.375, 0.25, 0.375, 0.5, 0.25, 0.25, 0.25, 0.25, 0.5][i]) < 0.02)")
-    stage.wait("stage.current.chunk > 6")
+    stage.expect(".msk-host .spot").to_be_hidden()                                      # no point is chosen
+    clicks(stage, BALL)
+    stage.expect(page.get_by_role("img", name="Where in the sink the chosen point looks")).to_be_visible()
+    lit = stage.ask(f"""(async () => {{
+        const url = {SCREEN}.querySelector('.spot i').style.backgroundImage.slice(5, -2), bitmap = new Image();
+        bitmap.src = url; await bitmap.decode();
+        const c = new OffscreenCanvas(12, 12).getContext('2d'); c.drawImage(bitmap, 0, 0);
+        const data = c.getImageData(0, 0, 12, 12).data, lit = [];
+        for (let i = 0; i < 144; i++) if (data[4 * i + 3] > 128) lit.push([i % 12, Math.floor(i / 12)]);
+        return lit; }})()""")
+    assert lit == [[int(BALL[0] * 12), int(BALL[1] * 12)]]
+    page.keyboard.press("Escape")
+    until(lambda: session._gazer == -1)
+    stage.expect(".msk-host .spot").to_be_hidden()
+    stage.wait(f"stage.current.chunk > 6 && {SCREEN}.querySelector('.given').width === 96")
     assert stage.ask("stage.gazes.size") <= 5                                           # however long it plays
     page.keyboard.press("g")
     until(lambda: not session._gaze)

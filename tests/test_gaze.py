@@ -1,6 +1,9 @@
 """Where a model looks while it streams: the same as a plain softmax over the same keys says, and looking changes nothing."""
+import base64
+import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -42,22 +45,31 @@ def test_the_shares_are_those_of_the_sink_the_window_and_the_chunk(stream, sinks
             called.append((q, k)) if kind == "self" else None, attend(q, k, v, mask, kind))[1])
         one.settle()
         called.clear()
-        with gaze(one) as rows:
-            seen = one.step()
-        assert torch.equal(seen, unseen)
-        blocks = len(kit.dit.blocks)
-        assert len(called) == one.steps * blocks and [row[0] for row in rows] == list(range(blocks))
-        for (_, *row), (q, k) in zip(rows, called[-blocks:]):                                   # the last denoising step
-            assert row == pytest.approx(plain(q, k, round(sink * q.shape[1])), abs=1e-4)
-            assert sum(row) == pytest.approx(1, abs=3e-4)
+        with gaze(one, None, (0.6, 0.3)) as seen:
+            made = one.step()
+        assert torch.equal(made, unseen)
+        blocks, tokens = len(kit.dit.blocks), round(sink * called[0][0].shape[1])
+        last = called[-blocks:]                                                                 # the last denoising step
+        assert len(called) == one.steps * blocks and [row[0] for row in seen["layers"]] == list(range(blocks))
+        for (_, *row), (q, k) in zip(seen["layers"], last):
+            assert row == pytest.approx(plain(q, k, tokens), abs=1e-4) and sum(row) == pytest.approx(1, abs=3e-4)
+        if not tokens:
+            assert "cells" not in seen
+            continue
+        rows, columns = gaze.rows, gaze.columns
+        place = -rows * columns + int(0.3 * rows) * columns + int(0.6 * columns)                # in the last latent frame
+        look = torch.stack([(torch.einsum("hd,khd->hk", q[0, place], k[0]) / q.shape[-1] ** 0.5).softmax(-1).mean(0)
+                            for q, k in last]).mean(0)[:tokens].reshape(-1, rows, columns).sum(0)
+        cells = np.asarray(Image.open(io.BytesIO(base64.b64decode(seen["cells"]))))
+        np.testing.assert_allclose(cells[..., 3], 255 * look / look.max(), atol=0.51)
 
 
 def test_of_many_layers_some_are_looked_at_first_and_last_among_them():
     preset = PRESETS["toy"]
     kit = Kit.random(replace(preset, dit=replace(preset.dit, layers=30)))
-    with Gaze(kit)(stream := Stream(kit, "", GREY), 1) as rows:
+    with Gaze(kit)(stream := Stream(kit, "", GREY), 1) as seen:
         stream.step(steps=1)
-    assert [row[0] for row in rows] == [0, 4, 8, 12, 17, 21, 25, 29] and len(rows) == MOST_LAYERS
+    assert [row[0] for row in seen["layers"]] == [0, 4, 8, 12, 17, 21, 25, 29] and MOST_LAYERS == 8
 
 
 def test_compiled_blocks_are_looked_into_as_well():
@@ -66,9 +78,9 @@ def test_compiled_blocks_are_looked_into_as_well():
         stream.step()
     fast.prepare(kit, "eager", clock=False)
     stream = Stream(kit, "", GREY)
-    with Gaze(kit)(stream) as rows:
+    with Gaze(kit)(stream) as seen:
         stream.step()
-    assert rows == [pytest.approx(row, abs=2e-4) for row in want]
+    assert seen["layers"] == [pytest.approx(row, abs=2e-4) for row in want["layers"]]
 
 
 def test_a_session_tells_it_chunk_by_chunk_and_only_while_it_is_asked_for():
@@ -79,16 +91,16 @@ def test_a_session_tells_it_chunk_by_chunk_and_only_while_it_is_asked_for():
         session.start()
         until(lambda: len(told) > 3)
         assert {event["type"] for event in told} == {"chunk"}
-        session.hear({"type": "gaze", "on": True})
+        session.hear({"type": "gaze", "on": True, "point": -1})
         until(lambda: told[-1]["type"] == "gaze")
         assert told[-1]["chunk"] == told[-2]["chunk"] and len(told[-1]["layers"]) == len(kit.dit.blocks)
-        session.hear({"type": "gaze", "on": False})
+        session.hear({"type": "gaze", "on": False, "point": -1})
         began = len(told)
         until(lambda: [event["type"] for event in told[began:]][-2:] == ["chunk", "chunk"])
 
 
 def test_a_mirror_looks_nowhere():
     kit = toy()
-    with Gaze(kit)(mirror := Mirror(kit, GREY)) as rows:
+    with Gaze(kit)(mirror := Mirror(kit, GREY)) as seen:
         mirror.step()
-    assert rows == []
+    assert seen == {}

@@ -93,8 +93,13 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
 .legend span { display: inline-flex; align-items: center; gap: 6px; white-space: nowrap; }
 .legend span::before { content: ""; width: 10px; height: 10px; border-radius: 3px; background: var(--part); }
 .gaze .sink { --part: var(--sink); } .gaze .window { --part: var(--window); } .gaze .now { --part: var(--now); }
-.bars { display: grid; gap: 2px; } .bars div { display: flex; height: 4px; border-radius: 2px; overflow: hidden; }
-.bars div:first-child { height: 14px; border-radius: 5px; margin-bottom: 3px; background: var(--on); }
+.both { display: flex; gap: 12px; }
+.spot { position: relative; flex: none; width: 96px; border-radius: 6px; overflow: hidden; background: #05070a; }
+.spot canvas { position: static; height: auto; filter: brightness(.55); }
+.spot i { position: absolute; inset: 0; background-size: 100% 100%; image-rendering: pixelated; }
+.bars { flex: 1; display: grid; gap: 4px; grid-template-rows: 20px; grid-auto-rows: 5px; align-content: start; }
+.bars div { display: flex; border-radius: 2px; overflow: hidden; opacity: .75; }
+.bars div:first-child { border-radius: 5px; margin-bottom: 2px; background: var(--on); opacity: 1; }
 .bars i { flex: 0 1 0; background: var(--part); transition: flex-grow .25s; }
 
 @media (hover: hover) {
@@ -260,7 +265,10 @@ const STAGE_HTML = `
     <figure class="map" hidden><div class="tiles"></div><figcaption></figcaption></figure>
     <figure class="gaze" hidden>
       <div class="legend" aria-hidden="true">${PARTS.map((part) => `<span class="${part}"></span>`).join("")}</div>
-      <div class="bars" role="img"></div><figcaption></figcaption></figure>
+      <div class="both"><div class="bars" role="img"></div>
+        <div class="spot" role="img" aria-label="Where in the sink the chosen point looks" hidden><canvas
+          class="given"></canvas><i></i></div></div>
+      <figcaption></figcaption></figure>
   </div>
   <div class="bar files">
     <button data-do="file" title="Everything shown since Start">Export <span>mp4</span></button>

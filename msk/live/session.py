@@ -73,7 +73,7 @@ class Session:
                  cut: Callable | None = None, rest: bool = False, fewest: int = 1):
         self.open_stream, self.geometry, self.name, self.revision = open_stream, geometry, name, revision
         self.max_id, self.eye = max_id, eye             # eye(tracks, start) -> [F, h, w, 3] uint8: what the model is told
-        self.watch = watch                              # with watch(stream, steps) as rows: where attention goes (gaze.py)
+        self.watch = watch                              # with watch(stream, steps, at) as seen: see gaze.py
         self.folder = Path(folder) if folder else None
         self.follow, self.fps, self.ahead, self.idle_after = follow or Follow(), fps or geometry.fps, ahead, idle_after
         self.on_frame: Callable[[Frame], None] | None = None
@@ -107,6 +107,7 @@ class Session:
         self._before: Take | None = None                # the last take that has frames
         self._began = time.monotonic()                  # when this take began
         self._anchor = self._look = self._gaze = False
+        self._gazer = -1                                # the point whose look is asked for
         self._era = 0                                   # frames of an era that has ended are not shown
         self._queue: deque[Frame] = deque()
         self._next_due = 0.0                            # when the next frame to be made should be seen
@@ -298,12 +299,12 @@ class Session:
                 raise ProtocolError("there is no map to look at: this model is not told in maps")
             self._look = on
 
-    def gaze(self, on: bool = True) -> None:
-        """Send where the model looks, chunk by chunk."""
+    def gaze(self, on: bool = True, point: int = -1) -> None:
+        """Send where the model looks, chunk by chunk; with a point, also where in the sink that one's place looks."""
         with self._changed:
             if on and self.watch is None:
                 raise ProtocolError("there is no attention to look at: this stream shows none")
-            self._gaze = on
+            self._gaze, self._gazer = on, point
 
     # -- points ------------------------------------------------------------------------------------------------------
 
@@ -979,7 +980,8 @@ class Session:
                 record["hand"] = list(self._hand)
                 self._hand.clear()
             say, anchor, self._anchor, look = self.prompt, self._anchor, False, self._look and self.eye
-            watched = self.watch(self._stream, record.get("steps")) if self._gaze else nullcontext()
+            at = next(((m.x, m.y) for m in marks[-1] if m.id == self._gazer and m.kind != "camera"), None)
+            watched = self.watch(self._stream, record.get("steps"), at) if self._gaze else nullcontext()
         if say != self._told:
             self._stream.say(say)
             self._told = say
@@ -989,7 +991,7 @@ class Session:
             self._stream.anchor()
             record["anchor"] = True
         tracks = tracks_of(record)
-        with watched as rows:
+        with watched as seen:
             made = self._stream.step(tracks, record.get("steps"))[0]                                        # [T, 3, H, W]
         pictures = made.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with self._changed:
@@ -1017,8 +1019,8 @@ class Session:
                 if not again and self._pace.took(took, frames / self.fps):
                     self._making.clear()
                     self._cycle.clear()
-        if rows:
-            self._send({"type": "gaze", "chunk": chunk, "layers": rows})
+        if seen:
+            self._send({"type": "gaze", "chunk": chunk, **seen})
         if look:
             self._send_map(look, tracks, chunk)
 

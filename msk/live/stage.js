@@ -197,10 +197,10 @@ function mountStage(el, host) {
   root.innerHTML = STAGE_HTML;
   const $ = (selector) => root.querySelector(selector), all = (selector) => root.querySelectorAll(selector);
   const box = $(".stage"), screen = $(".screen"), video = $(".video"), top = $(".top"), veil = $(".veil"), hint = $(".hint");
-  const pen = video.getContext("2d"), ink = top.getContext("2d");
+  const pen = video.getContext("2d"), ink = top.getContext("2d"), given = $(".given").getContext("2d");
 
   let hello = { width: 1, height: 1, fps: 24, max_points: 144, max_nodes: 160, map: false, gaze: false };
-  let state = "connecting", greeted = false, looking = false, gazing = false, nextId = 1;
+  let state = "connecting", greeted = false, looking = false, gazing = false, gazer = -1, nextId = 1;
   let tool = "live", keep = true, gridKind = "live", spacing = 0.14, wayLoop = "once", waySpeed = 1, sliding = false;
   let over = null, rubber = null;             // the point and the place under the pointer
   let node = null;                            // which node of the chosen path is chosen
@@ -283,7 +283,7 @@ function mountStage(el, host) {
       veil.classList.remove("on");
       if (last && m.keeps) say({ type: "recall", take: last });
       if (looking &&= m.map) say({ type: "look", on: true });
-      if (gazing &&= m.gaze) say({ type: "gaze", on: true });
+      if (gazing &&= m.gaze) askGaze();
       resize();
     } else if (m.type === "state") {
       takePoints(m.points, m.heard);
@@ -375,9 +375,20 @@ function mountStage(el, host) {
       if (p.trail.length > 18) p.trail.shift();
       if (p.nodes) p.head = f.still ? null : timeNear(p.nodes, m.x, m.y, (p.head || 0) + (p.speed || 1) / hello.fps, tall());
     }
-    if (f.still) for (const p of points.values()) { p.trail = []; p.head = null; }
+    if (f.still) {
+      for (const p of points.values()) { p.trail = []; p.head = null; }
+      const { canvas } = given, { width, height } = f.bitmap;
+      Object.assign(canvas, { width, height });
+      given.drawImage(f.bitmap, 0, 0);
+    }
     if (!before || before.chunk !== f.chunk || before.still !== f.still) showSights();
     paint();
+  }
+
+  // Of the one point that is chosen it is asked where its place looks.
+  const lone = () => chosen.size === 1 ? [...chosen][0] : -1;
+  function askGaze() {
+    say({ type: "gaze", on: gazing, point: gazer = lone() }, []);
   }
 
   const showSights = () => { showMap(); showGaze(); };
@@ -407,8 +418,12 @@ function mountStage(el, host) {
     const all = PARTS.map((_, i) => rows.reduce((sum, row) => sum + row[i] / rows.length, 0));
     const percents = PARTS.map((part, i) => seen ? `${part} ${Math.round(100 * all[i])} %` : part);
     for (const [i, part] of PARTS.entries()) $(`.legend .${part}`).textContent = percents[i];
+    const cells = seen && seen.cells;
+    $(".spot").hidden = !cells;
+    $(".spot i").style.backgroundImage = cells ? `url(data:image/png;base64,${cells})` : "none";
     $(".gaze figcaption").textContent = !seen ? "Nothing has been made yet: here will be where the attention of each chunk goes."
-      : `Chunk ${seen.chunk}: where its attention goes. The thin bars are layers, first to last.`;
+      : `Chunk ${seen.chunk}: where its attention goes. The thin bars are layers, first to last.${
+        cells ? " Glowing: where in the sink the chosen point looks." : ""}`;
     bars.setAttribute("aria-label", percents.join(", "));
     while (bars.children.length > rows.length + 1) bars.lastChild.remove();
     while (bars.children.length < rows.length + 1) bars.append(barOf(PARTS));
@@ -433,6 +448,7 @@ function mountStage(el, host) {
   function showMade({ chunk, whole, steps: [steps, full], memory: { sink, window } }) {
     const pieces = [...sink.map(() => "sink"), ...window.map(() => "window"), "now"];
     $(".memory").replaceChildren(...pieces.map((what) => Object.assign(document.createElement("i"), { className: what })));
+    $(".given").style.visibility = sink.includes(0) ? "visible" : "hidden";     // a fresh anchor is another picture
     $(".took").textContent = whole.toFixed(0);
     $(".fewer").textContent = steps < full ? `, ${steps}/${full} steps` : "";
     $(".made").title = `Chunk ${chunk} took ${whole.toFixed(0)} ms in ${steps} denoising steps${
@@ -527,6 +543,7 @@ function mountStage(el, host) {
   }
 
   function refresh() {
+    if (gazing && greeted && gazer !== lone()) askGaze();
     const on = runs(), pressed = (name, value) => {
       for (const b of all(`[data-${name}]`)) b.setAttribute("aria-pressed", String(b.dataset[name] === value));
     };
@@ -930,7 +947,7 @@ function mountStage(el, host) {
     rest: () => { say({ type: "rest", on: !rest }); note(rest ? "the rest is free" : "what no hand moves stays still"); },
     help: () => $(".help").classList.toggle("on"),
     look: () => { if (hello.map) { looking = !looking; say({ type: "look", on: looking }); maps.clear(); showMap(); } },
-    gaze: () => { if (hello.gaze) { gazing = !gazing; say({ type: "gaze", on: gazing }); gazes.clear(); showGaze(); } },
+    gaze: () => { if (hello.gaze) { gazing = !gazing; askGaze(); gazes.clear(); showGaze(); } },
     file: () => say({ type: "export", what: $(".what").value, mark: $(".tag").checked }),
     last: () => say({ type: "load", take: last }),
     change: () => say({ type: "model", name: $(".model").value }),
