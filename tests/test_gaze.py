@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from msk import Kit, Stream, dit, fast
+from msk import Kit, Stream, dit
 from msk.config import PRESETS
 from msk.live.gaze import MOST_LAYERS, Gaze
 from msk.live.mirror import Mirror
@@ -70,17 +70,6 @@ def test_of_many_layers_some_are_looked_at_first_and_last_among_them():
     with Gaze(kit)(stream := Stream(kit, "", GREY), 1) as seen:
         stream.step(steps=1)
     assert [row[0] for row in seen["layers"]] == [0, 4, 8, 12, 17, 21, 25, 29] and MOST_LAYERS == 8
-
-
-def test_compiled_blocks_are_looked_into_as_well():
-    kit = toy()
-    with Gaze(kit)(stream := Stream(kit, "", GREY)) as want:
-        stream.step()
-    fast.prepare(kit, "eager", clock=False)
-    stream = Stream(kit, "", GREY)
-    with Gaze(kit)(stream) as seen:
-        stream.step()
-    assert seen["layers"] == [pytest.approx(row, abs=2e-4) for row in want["layers"]]
 
 
 def test_a_session_tells_it_chunk_by_chunk_and_only_while_it_is_asked_for():

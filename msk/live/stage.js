@@ -782,7 +782,7 @@ function mountStage(el, host) {
   function edit(id, nodes, index) {
     const began = nodes[0][0];
     lay(id, nodes.map(([t, ...place]) => [t - began, ...place]));
-    node = index;
+    node = index < points.get(id).nodes.length ? index : null;          // there may be no room for all
     stale = true;
   }
 
@@ -1056,8 +1056,8 @@ function mountStage(el, host) {
 
   // A node of the chosen path, or else of the first there is: the next one, or the one before; after the last the first.
   function chooseNode(step) {
-    const id = chosenWays()[0] ?? [...points.keys()].sort((a, b) => a - b).find((one) => points.get(one).nodes);
     if (draft) return;
+    const id = chosenWays()[0] ?? [...points.keys()].sort((a, b) => a - b).find((one) => points.get(one).nodes);
     if (id === undefined) return note("There is no path yet: draw one with the path tool (3).");
     const at = editable() === id ? node : null, count = points.get(id).nodes.length;
     if (tool !== "select") setTool("select");
@@ -1068,6 +1068,7 @@ function mountStage(el, host) {
 
   // Said where a screen reader hears it.
   function tellNode() {
+    if (node === null) return;
     const { nodes } = points.get(editable()), [, x, y] = nodes[node].map((share) => Math.round(100 * share));
     note(`Node ${node + 1} of ${nodes.length}: ${x} % across, ${y} % down`, false, 3);
   }
