@@ -4,7 +4,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from threading import get_ident
 from time import perf_counter
 
 import torch
@@ -136,8 +138,8 @@ def choose(device, dtype: torch.dtype, queries: int, keys: int, heads: int, dim:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, kind: str = "self") -> Tensor:
     """q [B, Lq, heads, D], k and v [B, Lk, heads, D] -> [B, Lq, heads * D]; mask [Lq, Lk] bool, True: may look."""
-    if _capturing and _capturing[-1][0] == kind:
-        _capturing[-1][1].append(_map(q, k, mask))
+    if _capturing:
+        _record(q, k, mask, kind)
     return _by(backend(q.device, q.dtype), q, k, v, mask)
 
 
@@ -162,24 +164,50 @@ def _by(name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, 
     return out.transpose(1, 2).flatten(2)
 
 
-_capturing: list[tuple[str, list[Tensor]]] = []
+@dataclass(eq=False)
+class _Capture:
+    kind: str
+    read: Callable
+    found: list = field(default_factory=list)
+    thread: int = field(default_factory=get_ident)      # another model may be at work in another one
+
+
+_capturing: list[_Capture] = []
 
 
 @contextmanager
-def capture(kind: str = "self"):
-    """Collect attention maps: one [B, Lq, Lk] float32 on the CPU per call, averaged over heads, in layer order."""
-    maps: list[Tensor] = []
-    _capturing.append((kind, maps))
+def capture(kind: str = "self", read: Callable | None = None):
+    """Collect what `read(q, k, mask)` makes of each call in this thread, in layer order. By default its map: [B, Lq, Lk]
+    float32 on the CPU, averaged over heads."""
+    one = _Capture(kind, read or (lambda *call: looks(*call).cpu()))
+    _capturing.append(one)
     try:
-        yield maps
+        yield one.found
     finally:
-        _capturing.pop()
+        _capturing.remove(one)
 
 
 @torch.no_grad()
-def _map(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+def _record(q: Tensor, k: Tensor, mask: Tensor | None, kind: str) -> None:
+    one = next((one for one in reversed(_capturing) if one.thread == get_ident()), None)
+    if one is not None and one.kind == kind:
+        one.found.append(one.read(q, k, mask))
+
+
+def looks(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Where each query looks: [B, Lq, Lk] float32, rows sum to 1, averaged over heads."""
     total = 0
     for head in range(q.shape[2]):                                                  # one head at a time bounds memory
         scores = q[:, :, head].float() @ k[:, :, head].float().transpose(-1, -2) * q.shape[-1] ** -0.5
         total = total + (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
-    return (total / q.shape[2]).cpu()
+    return total / q.shape[2]
+
+
+def shares(q: Tensor, k: Tensor, mask: Tensor | None = None, sink: int = 0, queries: int = 32) -> Tensor:
+    """How much of the attention goes to the first `sink` keys, to the window after them, and to the queries' own, the last
+    ones: [3], sum 1. So many queries, spread over all, speak for the rest: at Wan's size a whole map would fill the memory.
+    """
+    own, at = q.shape[1], torch.arange(min(queries, q.shape[1]), device=q.device)
+    some = ((at + at * 0.618 % 1) * own / len(at)).long()                           # no row or column of cells is left out
+    look = looks(q[:, some], k, None if mask is None else mask[some])
+    return torch.stack([part.sum(-1).mean() for part in look.split([sink, k.shape[1] - own - sink, own], dim=-1)])

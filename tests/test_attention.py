@@ -1,10 +1,11 @@
 import math
+from threading import Thread
 
 import pytest
 import torch
 
 from msk import attention
-from msk.attention import attend, backend, capture, chunk_mask, rope, sees
+from msk.attention import attend, backend, capture, chunk_mask, rope, sees, shares
 
 
 def plain_rope(x, grid, start=0):
@@ -117,6 +118,43 @@ def test_captured_maps_are_where_attention_went(close):
     close(maps[0], scores.masked_fill(~mask, float("-inf")).softmax(-1).mean(1))
     attend(q, k, v)
     assert len(maps) == 1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sink, window", [(0, 0), (6, 0), (3, 6)])
+def test_shares_of_attention_are_what_a_plain_softmax_gives(sink, window, masked, close):
+    """To the sink, the window and the tokens themselves; a few queries speak for themselves only."""
+    q, k, v = qkv(queries=6, keys=sink + window + 6)
+    mask = torch.rand(6, k.shape[1], generator=torch.Generator().manual_seed(1)) > 0.3 if masked else None
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+    look = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
+    want = [look[..., :sink].sum(-1), look[..., sink:sink + window].sum(-1), look[..., sink + window:].sum(-1)]
+    with capture(read=lambda *call: shares(*call, sink)) as seen:
+        attend(q, k, v, mask)
+    close(seen[0], torch.stack([part.mean() for part in want]), atol=1e-6)
+    close(shares(q, k, mask, sink, queries=2), torch.stack([part[:, :, [0, 4]].mean() for part in want]), atol=1e-6)
+
+
+def test_a_few_queries_speak_for_all_and_only_they_are_asked(monkeypatch, close):
+    """Of a frame of 8 x 8 cells and one of Wan's 30 x 52 no row and no column is passed over."""
+    asked, looks = [], attention.looks
+    monkeypatch.setattr(attention, "looks", lambda q, *rest: asked.append(q[0, :, 0, 0].long()) or looks(q, *rest))
+    for rows, columns, least in ((8, 8, 8), (30, 52, 20)):
+        place = torch.arange(3 * rows * columns)
+        q = place[None, :, None, None].float().expand(1, -1, 1, 6)
+        close(shares(q, torch.zeros(1, 2 * len(place), 1, 6), sink=len(place)), torch.tensor([0.5, 0, 0.5]))
+        at = asked.pop()
+        assert len(at) == 32 and len(set((at // (rows * columns)).tolist())) == 3
+        assert len(set((at // columns % rows).tolist())) >= least and len(set((at % columns).tolist())) >= least
+
+
+def test_what_another_thread_looks_at_is_not_captured():
+    q, k, v = qkv()
+    with capture() as mine:
+        thread = Thread(target=attend, args=(q, k, v))
+        thread.start()
+        thread.join()
+    assert mine == []
 
 
 def test_the_clock_chooses_and_every_way_gives_the_same(monkeypatch, close):

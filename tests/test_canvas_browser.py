@@ -12,12 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
+from msk import grip
 from tests.pages import exact
 from tests.pages.browser import Stage, open_browser
 from tests.pages.serve import serve
+from tests.test_live import until as until_soon
 
 W = exact.GEOMETRY.width
 BALL = exact.BALL_AT[0] / W, exact.BALL_AT[1] / W
+
+
+def until(true):
+    until_soon(true, seconds=60)
 
 
 def free_port():
@@ -378,6 +384,57 @@ def test_another_model_is_chosen_on_the_page_and_played(browser, tmp_path):
         stage.drag((0.3, 0.5), (0.6, 0.5))
         stage.wait("stage.current.index > 12 && stage.current.marks.length === 1")
         assert stage.frames(1)[0][2].shape == (tall, wide, 3)
+        stage.page.close()
+        assert stage.complaints == []
+    finally:
+        lobby.close()
+        page.close(verbose=False)
+
+
+def test_points_and_picture_go_along_to_another_model(browser, tmp_path):
+    """One that is twice as wide as tall sees the middle half of the picture: there all is where it was put."""
+    pytest.importorskip("cv2")
+    import msk
+    from msk.config import PRESETS
+    toy = PRESETS["toy"]
+    wide = msk.Kit.random(replace(toy, geometry=replace(toy.geometry, height=96, width=2 * W)))
+    page, lobby, url = serve("exact", free_port(), folder=tmp_path, models=["exact", "wantrack-1.3b"], load=lambda _: wide,
+                             cut=grip.cut, rest=True)
+    lobby.choice.offers[1] = replace(lobby.choice.offers[1], why_not="")
+    try:
+        stage = Stage(browser, url).state("ready").wait("stage.current")
+        keys, old = stage.page.keyboard, lobby.player.session
+        keys.press("2")
+        stage.click(0.7, 0.4)
+        stage.click(0.5, 0.1)                                               # not seen by the other model
+        keys.press("3")
+        stage.click(0.2, 0.7)
+        stage.click(0.6, 0.6)
+        keys.press("Enter")
+        keys.press("h")
+        keys.press("1")
+        stage.drag(BALL, (0.6, 0.6), steps=10)
+        stage.wait("stage.points.size === 4 && stage.current.index > 12")
+        stage.ask("stage.follow('a red ball in the rain')")
+        until(lambda: old.prompt == "a red ball in the rain" and old.hold.things)
+        chosen = stage.listen().ask("[...stage.chosen]")
+        stage.page.locator(".msk-host .models select").select_option("wantrack-1.3b")
+        stage.page.get_by_role("button", name="Load").click()
+        stage.wait(f"stage.hello.width === {2 * W} && stage.state === 'ready' && stage.current.still", 240)
+        stage.said("1 of the points lie outside")
+        new = lobby.player.session
+        places = {p.id: (round(p.target.real / 192, 2), round(p.target.imag / 96, 2)) for p in new.points.values()}
+        assert places == {1: (0.7, 0.3), 3: (0.2, 0.9), 4: (0.31, 0.5)} and chosen == [4]
+        assert [new.points[i].kind for i in places] == ["pin", "path", "live"] and new.points[3].way.speed == 1
+        end = new.points[3].way.nodes[-1][1]
+        assert (end.real / 192, end.imag / 96) == pytest.approx((0.6, 0.7), abs=0.01)
+        assert (new.prompt, new.seed, new.hold.rest) == (old.prompt, old.seed, False)       # what was chosen stays so
+        until(lambda: new.hold.things)                                      # the ball, cut again where it is here
+        assert new.hold.things[0].mask[48, 60] and new.points[4].thing is new.hold.things[0]
+        assert stage.ask("[...stage.chosen]") == chosen and stage.ask("stage.points.size") == 3
+        stage.expect("#msk-prompt textarea").to_have_value("a red ball in the rain")
+        stage.drag((0.31, 0.5), (0.5, 0.5), steps=10)
+        stage.wait("stage.current.index > 8 && stage.current.marks.length === 3")
         stage.page.close()
         assert stage.complaints == []
     finally:

@@ -4,9 +4,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from msk import grip
 from msk.live.points import Way
+from msk.live.replay import packed
 from msk.live.session import Session
 from msk.live.widget import RENDER, STAGE_JS, Pulled
 from tests.pages import exact
@@ -29,6 +31,16 @@ def eye(tracks, start):
     return told
 
 
+@contextmanager
+def watch(stream, steps=None, at=None):
+    """Two layers of a model whose points look at where they are."""
+    glow = Image.new("RGBA", (12, 12))
+    if at is not None:
+        glow.putpixel([int(12 * v) for v in at], (255, 196, 87, 255))
+    layers = [[0, 0.5, 0.25, 0.25], [1, 0.25, 0.25, 0.5]] if stream.index else [[0, 0, 0, 1], [1, 0, 0, 1]]
+    yield {"layers": layers} | ({"cells": packed(glow)} if at is not None else {})
+
+
 @pytest.fixture(scope="module")
 def browser():
     with open_browser() as chromium:
@@ -38,7 +50,7 @@ def browser():
 @pytest.fixture(scope="module")
 def canvas(tmp_path_factory):
     pytest.importorskip("gradio")
-    page, lobby, url = serve("exact", free_port(), folder=tmp_path_factory.mktemp("takes"), eye=eye)
+    page, lobby, url = serve("exact", free_port(), folder=tmp_path_factory.mktemp("takes"), eye=eye, watch=watch)
     yield lobby, url
     lobby.close()
     page.close(verbose=False)
@@ -240,6 +252,50 @@ def test_nodes_of_a_path_are_dragged_added_and_taken_out(stage, session):
     assert len(session.points) == 1
 
 
+def test_nodes_of_a_path_are_chosen_and_edited_by_keys_alone(stage, session):
+    """And each step is said where a screen reader hears it."""
+    keys = stage.listen().page.keyboard
+    stage.expect(".msk-host .hint").to_have_attribute("aria-live", "polite")
+    stage.page.locator(".msk-host .stage").focus()
+    keys.press("]")
+    stage.said("There is no path yet")
+    for key in ("3", "ArrowLeft", "i", "Shift+ArrowRight", "Shift+ArrowDown", "i", "Shift+ArrowRight", "i", "Enter",
+                "Escape"):
+        keys.press(key)
+    until(lambda: 1 in session.points)
+
+    def are(*places):
+        nodes = session.points[1].way.nodes
+        return len(nodes) == len(places) and np.allclose([(p.real / W, p.imag / W) for _, p in nodes], places, atol=0.01)
+    until(lambda: are((0.5, 0.5), (0.6, 0.6), (0.7, 0.6)))
+    keys.press("]")                                                         # from whatever tool
+    stage.said("Node 1 of 3: 50 % across, 50 % down")
+    assert stage.ask("stage.tool") == "select" and stage.ask("[...stage.chosen]") == [1]
+    keys.press("[")
+    stage.said("Node 3 of 3: 70 % across, 60 % down")
+    keys.press("Shift+ArrowRight")
+    stage.said("Node 3 of 3: 80 % across, 60 % down")
+    keys.press("]")
+    keys.press("]")
+    stage.said("Node 2 of 3: 60 % across, 60 % down")
+    until(lambda: are((0.5, 0.5), (0.6, 0.6), (0.8, 0.6)))
+    keys.press("i")
+    stage.said("Node 3 of 4: 70 % across, 60 % down")
+    until(lambda: are((0.5, 0.5), (0.6, 0.6), (0.7, 0.6), (0.8, 0.6)))
+    keys.press("[")
+    keys.press("Delete")
+    stage.said("Node taken out: 3 are left")
+    until(lambda: are((0.5, 0.5), (0.7, 0.6), (0.8, 0.6)))
+    assert stage.ask("stage.node") is None and len(session.points) == 1
+    keys.press("Control+z")
+    until(lambda: are((0.5, 0.5), (0.6, 0.6), (0.7, 0.6), (0.8, 0.6)))
+    keys.press("?")
+    assert "] and [" in stage.page.locator(".help.on dt").all_inner_texts()
+    keys.press("Escape")
+    keys.press("Tab")                                                       # which is no key of the stage: the focus goes on
+    stage.wait(f"{SCREEN}.activeElement?.tagName === 'BUTTON'")
+
+
 def test_a_pen_takes_hold_like_a_finger_and_draws_like_a_mouse(stage, session):
     line = stage.page.context.new_cdp_session(stage.page)
 
@@ -423,6 +479,40 @@ def test_what_the_model_sees_is_shown_beneath_the_picture(stage, session):
     page.keyboard.press("m")
     until(lambda: not session._look)
     stage.expect(".msk-host .map").to_be_hidden()
+
+
+def test_where_the_model_looks_is_shown_beneath_the_picture(stage, session):
+    page, legend = stage.page, ".msk-host .legend span"
+    page.get_by_role("button", name="where the model looks").click()
+    until(lambda: session._gaze)
+    stage.expect(legend).to_have_text(["sink", "window", "now"])
+    stage.expect(page.get_by_text("here will be where the attention of each chunk goes")).to_be_visible()
+    page.keyboard.press("Enter")
+    stage.wait("stage.current.chunk > 0 && stage.gazes.has(stage.current.chunk)")
+    stage.expect(legend).to_have_text(["sink 38 %", "window 25 %", "now 38 %"])         # all layers; below it each of them
+    stage.expect(page.get_by_role("img", name="sink 38 %, window 25 %, now 38 %")).to_be_visible()
+    bars = f"[...{SCREEN}.querySelectorAll('.bars i')].map((part) => part.offsetWidth / part.parentElement.offsetWidth)"
+    stage.wait(f"{bars}.every((share, i) => "
+               "Math.abs(share - [0.375, 0.25, 0.375, 0.5, 0.25, 0.25, 0.25, 0.25, 0.5][i]) < 0.02)")
+    stage.expect(".msk-host .spot").to_be_hidden()                                      # no point is chosen
+    clicks(stage, BALL)
+    stage.expect(page.get_by_role("img", name="Where in the sink the chosen point looks")).to_be_visible()
+    lit = stage.ask(f"""(async () => {{
+        const url = {SCREEN}.querySelector('.spot i').style.backgroundImage.slice(5, -2), bitmap = new Image();
+        bitmap.src = url; await bitmap.decode();
+        const c = new OffscreenCanvas(12, 12).getContext('2d'); c.drawImage(bitmap, 0, 0);
+        const data = c.getImageData(0, 0, 12, 12).data, lit = [];
+        for (let i = 0; i < 144; i++) if (data[4 * i + 3] > 128) lit.push([i % 12, Math.floor(i / 12)]);
+        return lit; }})()""")
+    assert lit == [[int(BALL[0] * 12), int(BALL[1] * 12)]]
+    page.keyboard.press("Escape")
+    until(lambda: session._gazer == -1)
+    stage.expect(".msk-host .spot").to_be_hidden()
+    stage.wait(f"stage.current.chunk > 6 && {SCREEN}.querySelector('.given').width === 96")
+    assert stage.ask("stage.gazes.size") <= 5                                           # however long it plays
+    page.keyboard.press("g")
+    until(lambda: not session._gaze)
+    stage.expect(".msk-host .gaze").to_be_hidden()
 
 
 def test_what_a_point_takes_is_outlined_and_a_page_can_choose_otherwise(browser, tmp_path):
@@ -658,7 +748,7 @@ def cell(browser):
 
     def open_stream(prompt, image, seed):
         return exact.ExactStream(kit, prompt, image, seed=seed)
-    with Session(open_stream, kit.geometry, eye=eye) as session:
+    with Session(open_stream, kit.geometry, eye=eye, watch=watch) as session:
         session.open(exact.picture(), "a red ball")
         pulled, stage = Pulled(session), Stage(browser, "about:blank")
 
@@ -699,10 +789,10 @@ def test_in_a_notebook_the_tools_are_the_same(cell):
     assert stage.ask("stage.tool") == "live"
     stage.page.get_by_role("button", name="Path", exact=True).click()
     clicks(stage, BALL, (0.6, 0.6))
-    for key in ("Enter", "m", "Enter"):
+    for key in ("Enter", "m", "g", "Enter"):
         stage.page.keyboard.press(key)
     until_asked(stage, lambda: session.state == "playing" and session.points[1].kind == "path")
-    stage.rests_at(0.6, 0.6).wait("stage.maps.has(stage.current.chunk)")
+    stage.rests_at(0.6, 0.6).wait("stage.maps.has(stage.current.chunk)").wait("stage.gazes.has(stage.current.chunk)")
     stage.page.keyboard.press("d")
     stage.wait("stage.current.marks.some((m) => m.kind === 'camera')")
 

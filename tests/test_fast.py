@@ -8,6 +8,7 @@ import torch
 from msk import attention, bench, fast
 from msk.config import PRESETS
 from msk.kit import Kit
+from msk.live.gaze import Gaze
 from msk.models import toy
 from msk.stream import Stream
 
@@ -17,6 +18,7 @@ def plain_again(monkeypatch):
     """What `prepare` sets for the whole process is undone."""
     monkeypatch.setattr(attention, "_chosen", {})
     monkeypatch.setattr(attention, "turns", attention.turns)
+    monkeypatch.setattr(attention, "_record", attention._record)
     yield
     torch._dynamo.reset()
 
@@ -46,6 +48,18 @@ def test_compiled_blocks_and_decoder_make_the_same_frames_and_then_stay_as_they_
             frames += [stream.step() for _ in range(2)]
     close(torch.cat(frames, 1), want)
     assert graphs and torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_compiled_blocks_can_be_looked_into():
+    def look(kit):
+        stream = Stream(kit, "a fish", seed=3)
+        with Gaze(kit)(stream) as seen:
+            stream.step()
+        return seen["layers"]
+    kit = drawn("wantrack-1.3b", steps=1)
+    want = look(kit)
+    assert fast.prepare(kit, "eager", clock=False)["compiled"] == "eager"
+    assert look(kit) == [pytest.approx(row, abs=2e-4) for row in want]
 
 
 def test_angles_that_change_with_every_chunk_are_not_compiled():

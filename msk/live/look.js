@@ -61,6 +61,7 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
 .tools > * { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 4px; padding: 4px;
   background: var(--soft); border: 1px solid var(--line); border-radius: 12px; }
 .tools > :first-child { flex: 6; } .tools > .sight { flex: 2; }
+.tools > .sight:has([data-do=gaze]:not([hidden])) { flex: 3; }
 .tools button { flex-direction: column; gap: 2px; height: 46px; padding: 0; border-color: transparent; font-size: 11.5px;
   background: transparent; color: var(--dim); }
 .tools button[aria-pressed=true] { background: var(--card); border-color: var(--line); color: var(--ink);
@@ -83,10 +84,23 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
 .models { flex-wrap: wrap; color: var(--dim); } 
 .models select { flex: 1; min-width: 0; max-width: 22em; } .models .told { flex-basis: 100%; padding: 2px 4px 0; }
 .models .told.bad { color: var(--bad); } progress { width: 100%; height: 6px; accent-color: var(--accent); }
-.map { margin: 12px 0 0; padding: 10px; border: 1px solid var(--line); border-radius: 12px; background: var(--soft); }
-.map figcaption { color: var(--dim); padding-top: 8px; }
+.sights figure { margin: 12px 0 0; padding: 10px; border: 1px solid var(--line); border-radius: 12px; background: var(--soft); }
+.sights figcaption { color: var(--dim); padding-top: 8px; }
 .map .tiles { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 6px; }
 .map .tiles i { display: block; border-radius: 6px; background: #05070a; image-rendering: pixelated; }
+.gaze { --sink: var(--path); --window: #8b95a8; --now: var(--live); }
+.legend { display: flex; gap: 6px 16px; padding-bottom: 8px; font-variant-numeric: tabular-nums; }
+.legend span { display: inline-flex; align-items: center; gap: 6px; white-space: nowrap; }
+.legend span::before { content: ""; width: 10px; height: 10px; border-radius: 3px; background: var(--part); }
+.gaze .sink { --part: var(--sink); } .gaze .window { --part: var(--window); } .gaze .now { --part: var(--now); }
+.both { display: flex; gap: 12px; }
+.spot { position: relative; flex: none; width: 96px; border-radius: 6px; overflow: hidden; background: #05070a; }
+.spot canvas { position: static; height: auto; filter: brightness(.55); }
+.spot i { position: absolute; inset: 0; background-size: 100% 100%; image-rendering: pixelated; }
+.bars { flex: 1; display: grid; gap: 4px; grid-template-rows: 20px; grid-auto-rows: 5px; align-content: start; }
+.bars div { display: flex; border-radius: 2px; overflow: hidden; opacity: .75; }
+.bars div:first-child { border-radius: 5px; margin-bottom: 2px; background: var(--on); opacity: 1; }
+.bars i { flex: 0 1 0; background: var(--part); transition: flex-grow .25s; }
 
 @media (hover: hover) {
   button:hover:not(:disabled) { background: var(--on); } button.main:hover:not(:disabled) { background: #5be7ac; }
@@ -98,7 +112,8 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
   .hud { justify-content: space-between; gap: 8px; font-size: 12px; padding: 0 4px; } .work { display: none; }
   kbd { display: none; } button, select { height: 40px; padding: 0 9px; } button.square { width: 40px; }
   .bar { gap: 5px; }
-  .tools { gap: 4px; } .tools > * { padding: 3px; gap: 2px; } .tools button { height: 52px; font-size: 10.5px; }
+  .tools { gap: 4px; } .tools button { height: 52px; font-size: 10.5px; }
+  .tools > * { padding: 3px; gap: 2px; flex: auto !important; grid-auto-columns: minmax(31px, auto); }
   .pick button { height: 38px; } .pads .pick button { width: 38px; }
   .help { padding: 10px; gap: 2px 10px; font-size: 11.5px; } input[type=range] { height: 32px; }
   .options > div { gap: 8px 10px; }
@@ -131,9 +146,10 @@ const KEYS = [["Press and drag", "what is under the pointer follows it"], ["Shif
   ["W A S D, + −", "camera: pan, zoom"], ["Q E, Z X, R F", "camera: roll, orbit, dolly in and out"],
   ["Ctrl Z", "take the last deed back"], ["Ctrl Y, Ctrl Shift Z", "do it again"],
   ["N", "fresh anchor: hold the video to how it looks now"], ["H", "hold still what no hand moves, or free it"],
-  ["M", "what the model sees"],
+  ["M", "what the model sees"], ["G", "where it looks: the shares of its attention"],
   ["Arrows", "move what is chosen, or else the cross (Shift: further)"], ["I", "use the tool where the cross is"],
   ["Select, on a path", "drag its nodes, Delete takes one out, a double click on the line adds one"],
+  ["] and [", "choose the next node of a path, the one before: arrows move it, I adds one behind it, Delete takes it out"],
   [". and ,", "choose the next point, the one before"], ["Ctrl A", "choose all points"],
   ["Delete, Backspace", "remove what is chosen"], ["Esc", "choose none, leave a path, close this"], ["?", "this list"]];
 
@@ -142,6 +158,15 @@ const EXPORTS = { mp4: "mp4", webp: "webp", gif: "gif", png: "still", npz: "trac
 
 const WORDS = { empty: "no picture yet", opening: "getting ready", ready: "ready", playing: "playing", paused: "paused",
   ended: "ended", failed: "stopped", lost: "link lost", queue: "waiting", connecting: "connecting" };
+
+// Where attention can go: see gaze.py.
+const PARTS = ["sink", "window", "now"];
+
+function barOf(parts) {
+  const bar = document.createElement("div");
+  bar.append(...parts.map((className) => Object.assign(document.createElement("i"), { className })));
+  return bar;
+}
 
 // What the picture says while nothing happens on it.
 const HINTS = { live: "Press on anything and drag it", pin: "Click what should stay where it is",
@@ -230,11 +255,21 @@ const STAGE_HTML = `
       title="What no hand moves stays as it is; else the model is free to move it (H)">${
       icon('<rect x="3.5" y="8" width="11" height="7.5" rx="2"/><path d="M6 8V5.500a3 3 0 0 1 6 0V8"/>')}Still</button><button data-do="look" aria-pressed="false" aria-label="Map: what the model sees"
       title="What the model sees: the motion map of each chunk (M)">${
-      icon('<path d="M1.5 9S4 4 9 4s7.5 5 7.5 5-2.5 5-7.5 5S1.5 9 1.5 9z"/><circle cx="9" cy="9" r="2"/>')}Map</button></div>
+      icon('<path d="M1.5 9S4 4 9 4s7.5 5 7.5 5-2.5 5-7.5 5S1.5 9 1.5 9z"/><circle cx="9" cy="9" r="2"/>')}Map</button><button data-do="gaze" aria-pressed="false"
+      aria-label="Gaze: where the model looks" title="Where the model looks: its attention to sink, window and chunk (G)">${
+      icon('<path d="M2.500 4.500h4M9 4.500h6.500M2.500 9h7M12 9h3.500M2.500 13.500h2M7 13.500h8.500"/>')}Gaze</button></div>
   </div>
   <div class="options" role="group" aria-label="Settings">${Object.entries(OPTIONS).map(([name, inside]) =>
     `<div data-options="${name}"${name === "camera" ? ' class="pads"' : ""} hidden>${inside}</div>`).join("")}</div>
-  <figure class="map" hidden><div class="tiles"></div><figcaption></figcaption></figure>
+  <div class="sights">
+    <figure class="map" hidden><div class="tiles"></div><figcaption></figcaption></figure>
+    <figure class="gaze" hidden>
+      <div class="legend" aria-hidden="true">${PARTS.map((part) => `<span class="${part}"></span>`).join("")}</div>
+      <div class="both"><div class="bars" role="img"></div>
+        <div class="spot" role="img" aria-label="Where in the sink the chosen point looks" hidden><canvas
+          class="given"></canvas><i></i></div></div>
+      <figcaption></figcaption></figure>
+  </div>
   <div class="bar files">
     <button data-do="file" title="Everything shown since Start">Export <span>mp4</span></button>
     <select class="what" aria-label="What to export">${Object.entries(EXPORTS).map(([what, name]) =>

@@ -18,6 +18,8 @@ Up, text (JSON, at most 16 KiB), one object with a `type`, and `n`, its number, 
     grip     on                                          points take hold of the whole thing under them, or of a spot
     rest     on                                          all that no hand moves stays, or is free
     look     on                                          send `map`: what the model is told, chunk by chunk
+    gaze     on, point                                   send `gaze`: where the model looks, chunk by chunk, and where
+                                                         that point does; -1: none
     export   what (one of EXPORTS), mark                 answered by `file`; mark: say on the picture that it is generated
     recall   take                                        is it kept? answered by `kept`, or not at all
     load     take                                        open a kept take: it plays again, and goes on where it ended
@@ -33,6 +35,8 @@ Down, text: `hello` (session, geometry, fps, limits; models to choose from, and 
 seed, undo, redo, grip, rest, take; heard: the number of the latest message that is in it; things: outlines of what points
 hold), `queue` (place), `error` (message: one sentence for a person), `note` (the same, not an error), `file` (url, name),
 `kept` (take, prompt, frames, points), `chunk` (what it took, in how many steps, what is remembered), `map` (a picture),
+`gaze` (layers: rows of a layer's number and the shares of its attention that go to sink, window and the chunk itself;
+cells: where the point looks in the sink, a picture),
 `model` (name, state "loading", "failed" or "here", message, share of a download or null), `pong`.
 
 Down, binary, little endian: one frame
@@ -185,7 +189,7 @@ _FIELDS = {
     "pin": {"ids": _ids, "on": _yes_or_no},
     "remove": {"ids": _ids},
     "camera": {part: (lambda n, v: _number(n, v, -360, 360)) for part in MOVE},
-    "look": {"on": _yes_or_no},
+    "look": {"on": _yes_or_no}, "gaze": {"on": _yes_or_no, "point": lambda n, v: _whole(n, v, -1, 65535)},
     "grip": {"on": _yes_or_no}, "rest": {"on": _yes_or_no},
     "export": {"what": _one_of(*EXPORTS), "mark": _yes_or_no},
     "recall": {"take": lambda n, v: _words(n, v, 64)},

@@ -80,8 +80,11 @@ class Pictures:
             self._uploaded.popitem(last=False)
         return id
 
+    def get(self, id: str) -> Image.Image | None:
+        return self._kept.get(id) or self._uploaded.get(id)
+
     def __getitem__(self, id: str) -> Image.Image:
-        image = self._kept.get(id) or self._uploaded.get(id)
+        image = self.get(id)
         if image is None:
             raise ProtocolError(f"there is no picture {id!r:.40} any more: choose or upload one")
         return image
@@ -157,7 +160,8 @@ def greeting(session: Session, id: str) -> dict:
     g = session.geometry
     return {"type": "hello", "version": VERSION, "session": id, "model": session.name, "width": g.width, "height": g.height,
             "fps": session.fps, "max_points": MAX_POINTS, "max_nodes": MAX_NODES, "max_step": session.follow.max_step,
-            "map": session.eye is not None, "grips": session.hold.cut is not None, "keeps": session.folder is not None}
+            "map": session.eye is not None, "gaze": session.watch is not None, "grips": session.hold.cut is not None,
+            "keeps": session.folder is not None}
 
 
 def same(secret: str, guess: str) -> bool:
@@ -230,7 +234,7 @@ class Lobby:
         self.tokens = Tokens()
         self.hosts: set[str] | None = set(LOOPBACK)     # host names we answer to; None: any
         self.player: Visitor | None = None
-        self.picture = ""                               # id of the one that the player opened last
+        self.picture = ""                               # id of the one that the player opened last; none: a kept session's
         self.waiting: list[Visitor] = []
         self._orphan: tuple[str, Session, bool] | None = None
         self._orphan_ends: asyncio.Task | None = None
@@ -411,6 +415,8 @@ class Lobby:
             visitor.say(file)
         elif kind in ("recall", "load"):
             await asyncio.to_thread(session.hear, message)
+            if kind == "load":                          # it brings its own
+                self.picture = ""
         elif kind == "model":
             if self.choice is None:
                 raise ProtocolError("there is no model to choose from: this page plays one")
@@ -455,6 +461,7 @@ class Lobby:
         try:
             session = await asyncio.to_thread(parse_session, data)
             await asyncio.to_thread(player.session.load, session)
+            self.picture = ""
         except ValueError as error:
             return 400, str(error)
         return 200, ""
@@ -487,13 +494,19 @@ class Lobby:
             self.waiting.append(visitor)
             visitor.say(self._place(visitor))
 
-    async def _begin(self, visitor: Visitor, wanted: tuple | None = None) -> None:
-        self.player, wanted = visitor, wanted or self.first
+    async def _begin(self, visitor: Visitor, before: Session | None = None) -> None:
+        """A session of one's own: with all that the one `before` had, or else as all begin."""
+        self.player = visitor
         try:
-            session = self.new_session()
+            session, lost = self.new_session(), 0
+            if before is not None:                      # before the page hears of it, so that it keeps its points
+                lost = session.go_on_from(before, self.pictures.get(self.picture))
             self._seat(visitor, session, secrets.token_urlsafe(12))
-            if wanted is not None:
-                image, prompt, seed = wanted
+            if lost:
+                visitor.say({"type": "note", "message": f"{lost} of the points lie outside of what this model sees of the "
+                                                        "picture: they are left out"})
+            if before is None and self.first is not None:
+                image, prompt, seed = self.first
                 self.picture = image
                 await asyncio.to_thread(session.open, self.pictures[image], prompt, seed)
         except Exception as error:
@@ -548,7 +561,7 @@ class Lobby:
             self._call_places()
 
     async def _change(self, name: str) -> None:
-        """Go on with another model once it is there: picture and prompt stay. Who is away then finds a new session."""
+        """Go on with another model once it is there: picture, prompt and points stay. Who is away finds a new session."""
         scene = await self.choice.take(name, lambda word: self.player and self.player.say(word))
         if scene is None:
             return
@@ -560,7 +573,7 @@ class Lobby:
             await asyncio.to_thread(old.close)          # meanwhile the player's link may fail, or come back as another
         visitor = self.player
         if visitor is not None and old is not None and visitor.session is old:
-            await self._begin(visitor, (self.picture, old.prompt, old.seed))
+            await self._begin(visitor, old)
             visitor.say({"type": "model", "name": name, "state": "here", "share": None, "message": "it is here"})
         elif self._orphan is not None:
             self._orphan_ends.cancel()

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from ..grip import Thing, inside
-from ..picture import fitted, read_picture
+from ..picture import fitted, middle, read_picture
 from ..tracks import Tracks
 from .follow import Follow, Follower
 from .hold import Hold
@@ -40,7 +40,7 @@ NEAR = 0.15         # of the picture's width: so close to a point, a thing is ta
 MAX_ALL_NODES = 8 * MAX_NODES       # of all paths together
 MAX_HAND = 240      # pointer samples kept of each chunk
 PLAIN = ("start", "stop", "pause", "resume", "reset", "undo", "redo", "anchor")
-ASKED = ("add", "grid", "path", "grab", "release", "pin", "remove", "say", "camera", "look", "grip", "rest")
+ASKED = ("add", "grid", "path", "grab", "release", "pin", "remove", "say", "camera", "look", "gaze", "grip", "rest")
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,18 @@ class Clock:
 class Session:
     def __init__(self, open_stream: Callable, geometry, *, name: str = "", revision: str = "", max_id: int = 16384,
                  folder: str | Path | None = None, follow: Follow | None = None, fps: float | None = None,
-                 eye: Callable | None = None, ahead: float = 0.12, idle_after: float = 900.0, cut: Callable | None = None,
-                 rest: bool = False, fewest: int = 1):
+                 eye: Callable | None = None, watch: Callable | None = None, ahead: float = 0.12, idle_after: float = 900.0,
+                 cut: Callable | None = None, rest: bool = False, fewest: int = 1):
         self.open_stream, self.geometry, self.name, self.revision = open_stream, geometry, name, revision
         self.max_id, self.eye = max_id, eye             # eye(tracks, start) -> [F, h, w, 3] uint8: what the model is told
+        self.watch = watch                              # with watch(stream, steps, at) as seen: see gaze.py
         self.folder = Path(folder) if folder else None
         self.follow, self.fps, self.ahead, self.idle_after = follow or Follow(), fps or geometry.fps, ahead, idle_after
         self.on_frame: Callable[[Frame], None] | None = None
         self.on_event: Callable[[dict], None] | None = None
         self.state = "empty"        # empty, opening, ready, playing, paused, ended, failed
         self.image: Image.Image | None = None
+        self.source: Image.Image | None = None          # the picture that was given: the image is what of it is seen here
         self.prompt, self.seed = "", 0
         self.points: dict[int, Point] = {}
         self._left: deque[tuple[complex, complex]] = deque(maxlen=MAX_POINTS)   # place and origin of points that have gone
@@ -98,13 +100,14 @@ class Session:
         self._last_points: list | None = None           # how that session ended
         self._left_off: tuple | None = None             # and what was held in the chunk of it that was played last,
         self._resuming: tuple | None = None             # which is to be held again
-        self._wish = cut is not None, rest              # what a new picture begins with: grips, rest
+        self._usual = self._wish = cut is not None, rest        # what a new picture begins with: grips, rest
         self._noted: tuple | None = None                # the same, as the take knows it
         self._told: str | None = None                   # what the stream's prompt is
         self._said = ""                                 # the same, as the take knows it
         self._before: Take | None = None                # the last take that has frames
         self._began = time.monotonic()                  # when this take began
-        self._anchor = self._look = False
+        self._anchor = self._look = self._gaze = False
+        self._gazer = -1                                # the point whose look is asked for
         self._era = 0                                   # frames of an era that has ended are not shown
         self._queue: deque[Frame] = deque()
         self._next_due = 0.0                            # when the next frame to be made should be seen
@@ -127,9 +130,11 @@ class Session:
 
     def open(self, image, prompt: str = "", seed: int = 0) -> None:
         """Take this picture (anything `read_picture` reads) and wait for `start`; points and the running take end."""
-        picture = fitted(read_picture(image), self.geometry)
+        source = read_picture(image)
+        picture = fitted(source, self.geometry)
         with self._changed:
             self._end_take()
+            self.source = source
             self.image, self.prompt, self.seed = picture, prompt, seed
             self._random = random.Random(seed)
             self.points.clear()
@@ -159,6 +164,32 @@ class Session:
                                                        "its points are here, its video cannot be played again"})
             self.take = self._new_take()
             self._tell()
+
+    def go_on_from(self, other: Session, image=None) -> int:
+        """Open what another session has, which may be of another size: its picture (or `image`, the same drawn anew), prompt
+        and seed, and its points where they began in the picture, whose things are cut again. How many are left out: those
+        whose place is not seen here."""
+        with self._changed, other._changed:
+            chosen = zip((other.hold.grips, other.hold.rest), other._usual, self._usual)
+            grips, rest = (now if now != usual else mine for now, usual, mine in chosen)
+            self._wish = grips and self.hold.cut is not None, rest
+            self.open(image or other.source, other.prompt, other.seed)
+            theirs, mine, told = other._seen(), self._seen(), []
+
+            def here(share: tuple[float, float]) -> list[float]:
+                return [(a + v * b - c) / d for v, a, b, c, d in zip(share, *theirs, *mine)]
+
+            for point in (staying := [point for point in other.points.values() if not point.leaving]):
+                p, place = other._as_json(point), here(other._share(point.origin if point.home is None else point.home))
+                if all(0 <= v < 1 for v in place):
+                    nodes = [[t, *here(share)] for t, *share in p.get("nodes", [])]
+                    told.append(p | dict(zip("xy", place)) | {"at": place, "origin": place, "played": 0.0, "nodes": nodes})
+            self._take_points(told)
+            for point in self.points.values():          # the models may know different numbers
+                point.track_id = self._new_track()
+            self.take = self._new_take()
+            self._tell()
+            return len(staying) - len(told)
 
     def start(self) -> None:
         """Begin a take; go on if it is paused; begin again from the picture if it has ended."""
@@ -267,6 +298,13 @@ class Session:
             if on and self.eye is None:
                 raise ProtocolError("there is no map to look at: this model is not told in maps")
             self._look = on
+
+    def gaze(self, on: bool = True, point: int = -1) -> None:
+        """Send where the model looks, chunk by chunk; with a point, also where in the sink that one's place looks."""
+        with self._changed:
+            if on and self.watch is None:
+                raise ProtocolError("there is no attention to look at: this stream shows none")
+            self._gaze, self._gazer = on, point
 
     # -- points ------------------------------------------------------------------------------------------------------
 
@@ -482,7 +520,7 @@ class Session:
         """The page has gone: hold everything, and let no pointer drag on."""
         with self._changed:
             self.on_frame = self.on_event = None
-            self._look = False
+            self._look = self._gaze = False
             self.pause()
             self._clock = Clock()
             self.release(list(self._held))
@@ -548,6 +586,11 @@ class Session:
 
     def _share(self, place: complex) -> tuple[float, float]:
         return place.real / self.geometry.width, place.imag / self.geometry.height
+
+    def _seen(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Where in the given picture the image lies: its corner and its size, in shares of that picture."""
+        left, top, wide, tall = middle(*self.source.size, self.geometry)
+        return (left / self.source.width, top / self.source.height), (wide / self.source.width, tall / self.source.height)
 
     def _point(self, id: int) -> Point:
         if id not in self.points:
@@ -938,6 +981,8 @@ class Session:
                 record["hand"] = list(self._hand)
                 self._hand.clear()
             say, anchor, self._anchor, look = self.prompt, self._anchor, False, self._look and self.eye
+            at = next(((m.x, m.y) for m in marks[-1] if m.id == self._gazer and m.kind != "camera"), None)
+            watched = self.watch(self._stream, record.get("steps"), at) if self._gaze else nullcontext()
         if say != self._told:
             self._stream.say(say)
             self._told = say
@@ -947,7 +992,8 @@ class Session:
             self._stream.anchor()
             record["anchor"] = True
         tracks = tracks_of(record)
-        made = self._stream.step(tracks, record.get("steps"))[0]                                            # [T, 3, H, W]
+        with watched as seen:
+            made = self._stream.step(tracks, record.get("steps"))[0]                                        # [T, 3, H, W]
         pictures = made.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with self._changed:
             now = time.monotonic()
@@ -974,6 +1020,8 @@ class Session:
                 if not again and self._pace.took(took, frames / self.fps):
                     self._making.clear()
                     self._cycle.clear()
+        if seen:
+            self._send({"type": "gaze", "chunk": chunk, **seen})
         if look:
             self._send_map(look, tracks, chunk)
 

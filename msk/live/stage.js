@@ -236,11 +236,11 @@ function mountStage(el, host) {
   root.innerHTML = STAGE_HTML;
   const $ = (selector) => root.querySelector(selector), all = (selector) => root.querySelectorAll(selector);
   const box = $(".stage"), screen = $(".screen"), video = $(".video"), top = $(".top"), veil = $(".veil"), hint = $(".hint");
-  const pen = video.getContext("2d"), ink = top.getContext("2d");
+  const pen = video.getContext("2d"), ink = top.getContext("2d"), given = $(".given").getContext("2d");
 
-  let hello = { width: 1, height: 1, fps: 24, max_points: 144, max_nodes: 160, map: false };
+  let hello = { width: 1, height: 1, fps: 24, max_points: 144, max_nodes: 160, map: false, gaze: false };
   let state = "connecting", wanted = state;    // what the server told last, and what that will be once it has heard all
-  let greeted = false, looking = false, nextId = 1;
+  let greeted = false, looking = false, gazing = false, gazer = -1, nextId = 1;
   let tool = "live", keep = true, gridKind = "live", spacing = 0.14, wayLoop = "once", waySpeed = 1, sliding = false;
   let over = null, rubber = null;             // the point and the place under the pointer
   let node = null;                            // which node of the chosen path is chosen
@@ -261,6 +261,7 @@ function mountStage(el, host) {
   const asked = new Map();            // point's id, "state", "grip" or "rest" -> the number of the last word about it
   const hands = new Map();            // pointerId -> what it is doing: {ids, move(event, at), up(event)}
   const maps = new Map();             // chunk -> what the model was told then
+  const gazes = new Map();            // chunk -> where it looked
   const kept = [], draws = [], latencies = [], errors = [];
   const stats = { received: 0, drawn: 0, skipped: 0, errors };
   const tall = () => hello.height / hello.width;
@@ -329,7 +330,8 @@ function mountStage(el, host) {
       screen.style.maxWidth = `calc(68vh * ${m.width / m.height})`;
       veil.classList.remove("on");
       if (last && m.keeps) say({ type: "recall", take: last });
-      if (looking) say({ type: "look", on: true });
+      if (looking &&= m.map) say({ type: "look", on: true });
+      if (gazing &&= m.gaze) askGaze();
       resize();
     } else if (m.type === "state") {
       takePoints(m.points, m.heard);
@@ -340,12 +342,13 @@ function mountStage(el, host) {
       if (m.take && host.everywhere) remembered.take = m.take;
       if (m.prompt !== prompt) el.dispatchEvent(new CustomEvent("msk-prompt", { detail: prompt = m.prompt, bubbles: true }));
       veil.classList.remove("on");
-      if (m.state === "opening") { queue = []; pending = []; lastEcho = -Infinity; maps.clear(); showMap(); }
+      if (m.state === "opening") { queue = []; pending = []; lastEcho = -Infinity; maps.clear(); gazes.clear(); showSights(); }
       setState(m.state);
-    } else if (m.type === "map") {
-      maps.set(m.chunk, m);
-      for (const chunk of maps.keys()) if (chunk < m.chunk - 4) maps.delete(chunk);
-      showMap();
+    } else if (m.type === "map" || m.type === "gaze") {
+      const known = m.type === "map" ? maps : gazes;
+      known.set(m.chunk, m);
+      for (const chunk of known.keys()) if (chunk < m.chunk - 4) known.delete(chunk);
+      showSights();
     } else if (m.type === "chunk") {
       showMade(m);
     } else if (m.type === "queue") {
@@ -423,14 +426,28 @@ function mountStage(el, host) {
       if (p.trail.length > 18) p.trail.shift();
       if (p.nodes) p.head = f.still ? null : timeNear(p.nodes, m.x, m.y, (p.head || 0) + (p.speed || 1) / hello.fps, tall());
     }
-    if (f.still) for (const p of points.values()) { p.trail = []; p.head = null; }
-    if (!before || before.chunk !== f.chunk || before.still !== f.still) showMap();
+    if (f.still) {
+      for (const p of points.values()) { p.trail = []; p.head = null; }
+      const { canvas } = given, { width, height } = f.bitmap;
+      Object.assign(canvas, { width, height });
+      given.drawImage(f.bitmap, 0, 0);
+    }
+    if (!before || before.chunk !== f.chunk || before.still !== f.still) showSights();
     paint();
   }
 
+  // Of the one point that is chosen it is asked where its place looks.
+  const lone = () => chosen.size === 1 ? [...chosen][0] : -1;
+  function askGaze() {
+    say({ type: "gaze", on: gazing, point: gazer = lone() }, []);
+  }
+
+  const showSights = () => { showMap(); showGaze(); };
+  const ofShown = (known) => known.get(current && !current.still ? current.chunk : -1);
+
   // What the model was told for the chunk that is on the screen: its latent frames side by side.
   function showMap() {
-    const told = maps.get(current && !current.still ? current.chunk : -1), figure = $(".map"), tiles = $(".tiles");
+    const told = ofShown(maps), figure = $(".map"), tiles = $(".tiles");
     figure.hidden = !looking;
     if (!looking) return;
     $(".map figcaption").textContent = !told ? "Nothing has been told yet: here will be the motion map of each chunk."
@@ -442,6 +459,27 @@ function mountStage(el, host) {
         backgroundSize: `${100 * told.frames}% 100%`, backgroundPosition: `${100 * i / Math.max(1, told.frames - 1)}% 0` });
       return tile;
     }));
+  }
+
+  // Where it looked while it made that chunk: all layers together, and below it each as a thin bar.
+  function showGaze() {
+    const seen = ofShown(gazes), bars = $(".bars"), rows = seen ? seen.layers.map(([, ...row]) => row) : [];
+    $(".gaze").hidden = !gazing;
+    if (!gazing) return;
+    const all = PARTS.map((_, i) => rows.reduce((sum, row) => sum + row[i] / rows.length, 0));
+    const percents = PARTS.map((part, i) => seen ? `${part} ${Math.round(100 * all[i])} %` : part);
+    for (const [i, part] of PARTS.entries()) $(`.legend .${part}`).textContent = percents[i];
+    const cells = seen && seen.cells;
+    $(".spot").hidden = !cells;
+    $(".spot i").style.backgroundImage = cells ? `url(data:image/png;base64,${cells})` : "none";
+    $(".gaze figcaption").textContent = !seen ? "Nothing has been made yet: here will be where the attention of each chunk goes."
+      : `Chunk ${seen.chunk}: where its attention goes. The thin bars are layers, first to last.${
+        cells ? " Glowing: where in the sink the chosen point looks." : ""}`;
+    bars.setAttribute("aria-label", percents.join(", "));
+    while (bars.children.length > rows.length + 1) bars.lastChild.remove();
+    while (bars.children.length < rows.length + 1) bars.append(barOf(PARTS));
+    [all, ...rows].forEach((row, i) => row.forEach((share, k) => { bars.children[i].children[k].style.flexGrow = 100 * share; }));
+    rows.forEach((_, i) => { bars.children[i + 1].title = `layer ${seen.layers[i][0] + 1}`; });
   }
 
   // The models on offer: what the one in the list needs, or how far it is with the one that is being loaded.
@@ -461,6 +499,7 @@ function mountStage(el, host) {
   function showMade({ chunk, whole, steps: [steps, full], memory: { sink, window } }) {
     const pieces = [...sink.map(() => "sink"), ...window.map(() => "window"), "now"];
     $(".memory").replaceChildren(...pieces.map((what) => Object.assign(document.createElement("i"), { className: what })));
+    $(".given").style.visibility = sink.includes(0) ? "visible" : "hidden";     // a fresh anchor is another picture
     $(".took").textContent = whole.toFixed(0);
     $(".fewer").textContent = steps < full ? `, ${steps}/${full} steps` : "";
     $(".made").title = `Chunk ${chunk} took ${whole.toFixed(0)} ms in ${steps} denoising steps${
@@ -555,6 +594,7 @@ function mountStage(el, host) {
   }
 
   function refresh() {
+    if (gazing && greeted && gazer !== lone()) askGaze();
     const on = runs(wanted), pressed = (name, value) => {
       for (const b of all(`[data-${name}]`)) b.setAttribute("aria-pressed", String(b.dataset[name] === value));
     };
@@ -565,13 +605,15 @@ function mountStage(el, host) {
     $("[data-do=hold] span").textContent = wanted === "paused" ? "Resume" : "Pause";
     const picture = state !== "empty";
     const can = { toggle: picture, hold: on, reset: picture, undo: undoable, redo: redoable, anchor: runs(),
-      file: true, last: true, bring: true, look: true, rest: true };
+      file: true, last: true, bring: true, look: true, gaze: true, rest: true };
     for (const deed in can) $(`[data-do=${deed}]`).disabled = !greeted || !can[deed];
     $("[data-do=file] span").textContent = EXPORTS[$(".what").value];
     $("[data-do=look]").hidden = !hello.map;
+    $("[data-do=gaze]").hidden = !hello.gaze;
     $(".grips").hidden = !hello.grips;
     $("[data-do=rest]").setAttribute("aria-pressed", String(rest));
     $("[data-do=look]").setAttribute("aria-pressed", String(looking));
+    $("[data-do=gaze]").setAttribute("aria-pressed", String(gazing));
     box.dataset.using = tool;
     pressed("tool", tool); pressed("keep", keep ? "yes" : "no"); pressed("kind", gridKind);
     pressed("grip", grip ? "yes" : "no");
@@ -791,7 +833,7 @@ function mountStage(el, host) {
   function edit(id, nodes, index) {
     const began = nodes[0][0];
     lay(id, nodes.map(([t, ...place]) => [t - began, ...place]));
-    node = index;
+    node = index < points.get(id).nodes.length ? index : null;          // there may be no room for all
     stale = true;
   }
 
@@ -802,10 +844,20 @@ function mountStage(el, host) {
     edit(id, nodes.toSpliced(after, 0, [t, at.x, at.y]), after);
   }
 
+  // By the keyboard: one more node, halfway to the next; of the last, from the one before.
+  function addNodeBehind(id) {
+    const { nodes } = points.get(id), after = Math.min(node + 1, nodes.length - 1);
+    if (nodes.length >= hello.max_nodes) return note(`A path has at most ${hello.max_nodes} nodes.`);
+    if (nodes[after][0] - nodes[after - 1][0] < 0.01) return note("These two nodes are as near as they can be.");
+    edit(id, nodes.toSpliced(after, 0, mix(nodes[after - 1], nodes[after], 0.5)), after);
+    tellNode();
+  }
+
   function removeNode(id) {
     const { nodes } = points.get(id);
     if (nodes.length < 3) return note("A path has at least two nodes: with Escape, then Delete, all of it goes.");
     edit(id, nodes.toSpliced(node, 1), null);
+    note(`Node taken out: ${nodes.length - 1} are left`, false, 3);
   }
 
   // What is chosen of paths is sent again, with what `change(path)` makes different.
@@ -950,6 +1002,7 @@ function mountStage(el, host) {
     },
     help: () => $(".help").classList.toggle("on"),
     look: () => { if (hello.map) { looking = !looking; say({ type: "look", on: looking }); maps.clear(); showMap(); } },
+    gaze: () => { if (hello.gaze) { gazing = !gazing; askGaze(); gazes.clear(); showGaze(); } },
     file: () => say({ type: "export", what: $(".what").value, mark: $(".tag").checked }),
     last: () => say({ type: "load", take: last }),
     change: () => say({ type: "model", name: $(".model").value }),
@@ -1023,7 +1076,8 @@ function mountStage(el, host) {
     if (node !== null) {
       const id = editable(), [, nx, ny] = points.get(id).nodes[node];
       moveNode(id, node, { x: nx + x, y: ny + y });
-      return edit(id, points.get(id).nodes, node);
+      edit(id, points.get(id).nodes, node);
+      return tellNode();
     }
     const t = performance.now(), ids = [...chosen].filter((id) => points.has(id));
     say({ type: "grab", ids, t });
@@ -1033,8 +1087,9 @@ function mountStage(el, host) {
     play();
   }
 
-  // What a click would do, where the cross is; of a box, one corner and then the other.
+  // What a click would do, where the cross is; of a box, one corner and then the other. On a chosen node: one more.
   function useCross() {
+    if (node !== null) return addNodeBehind(editable());
     if (!cross) cross = { x: 0.5, y: 0.5 };
     const event = { timeStamp: performance.now(), type: "pointerup" };
     if (isOver()) return note(ENDED);
@@ -1054,6 +1109,25 @@ function mountStage(el, host) {
     if (ids.length) choose([ids[(at < 0 ? (step > 0 ? 0 : ids.length - 1) : at + step + ids.length) % ids.length]]);
   }
 
+  // A node of the chosen path, or else of the first there is: the next one, or the one before; after the last the first.
+  function chooseNode(step) {
+    if (draft) return;
+    const id = chosenWays()[0] ?? [...points.keys()].sort((a, b) => a - b).find((one) => points.get(one).nodes);
+    if (id === undefined) return note("There is no path yet: draw one with the path tool (3).");
+    const at = editable() === id ? node : null, count = points.get(id).nodes.length;
+    if (tool !== "select") setTool("select");
+    choose([id]);
+    node = at === null ? (step > 0 ? 0 : count - 1) : (at + step + count) % count;
+    tellNode();
+  }
+
+  // Said where a screen reader hears it.
+  function tellNode() {
+    if (node === null) return;
+    const { nodes } = points.get(editable()), [, x, y] = nodes[node].map((share) => Math.round(100 * share));
+    note(`Node ${node + 1} of ${nodes.length}: ${x} % across, ${y} % down`, false, 3);
+  }
+
   function escape() {
     if (draft) draft = null;
     else if (node !== null) node = null;
@@ -1065,7 +1139,8 @@ function mountStage(el, host) {
   const PRESSED = ["Enter", " ", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];         // what a button may want itself
 
   function key(event) {
-    if (!greeted || event.defaultPrevented || event.altKey) return;
+    const asChord = event.metaKey || (event.ctrlKey && !event.altKey), nodeStep = asChord ? 0 : { "]": 1, "[": -1 }[event.key];
+    if (!greeted || event.defaultPrevented || (event.altKey && !nodeStep)) return;      // some keyboards have [ and ] on Alt
     const target = event.composedPath()[0], within = event.composedPath().includes(box);
     if (!within && (!host.everywhere || target.closest?.(WRITES))) return;
     if (!within && target.closest?.("button, a") && PRESSED.includes(event.key)) return;
@@ -1075,13 +1150,14 @@ function mountStage(el, host) {
     const toward = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
     const flight = chord ? null : FLY_KEYS[letter], number = chord ? null : Object.keys(TOOLS)[event.key - 1];
     const everything = () => choose(points.keys());
-    const deed = chord ? { z: event.shiftKey ? acts.redo : acts.undo, y: acts.redo, a: within && everything }[letter]
+    const deed = nodeStep ? () => chooseNode(nodeStep)
+      : chord ? { z: event.shiftKey ? acts.redo : acts.undo, y: acts.redo, a: within && everything }[letter]
       : flight ? () => flying.hold(event.code, ...flight)
       : number ? () => setTool(number)
       : toward ? (within || chosen.size) && (() => arrow(...toward))
       : { enter: draft ? finish : acts.toggle, " ": acts.hold, delete: draft ? acts.unlay : acts.remove,
         backspace: draft ? acts.unlay : acts.remove, escape, n: acts.anchor, h: acts.rest, m: acts.look, i: useCross, "?": acts.help,
-        ".": () => chooseNext(1), ",": () => chooseNext(-1) }[letter];
+        ".": () => chooseNext(1), ",": () => chooseNext(-1), g: acts.gaze }[letter];
     if (!deed) return;
     event.preventDefault(); event.stopPropagation();
     if (event.repeat && !toward) return;
@@ -1098,7 +1174,7 @@ function mountStage(el, host) {
   watcher.observe(screen);
 
   const api = {
-    stats, points, chosen, kept, maps, host, latencies,
+    stats, points, chosen, kept, maps, gazes, host, latencies,
     ways: { ruler: wayRuler, at: wayAt },
     get state() { return state; },
     get hello() { return hello; },

@@ -21,6 +21,7 @@ from PIL import Image
 
 from .. import grip
 from .export import MIME, export
+from .gaze import Gaze
 from .mirror import Eye
 from .protocol import ProtocolError, read
 from .record import parse_session
@@ -117,11 +118,12 @@ class Pulled:
 
 
 def knowing(kit) -> dict:
-    """What a Session is told of a kit beside its name: which weights these are, how many ids, how its maps look, and what
-    its points take hold of. Only models that carry the picture are shown a rest that stays: others were not taught so."""
+    """What a Session is told of a kit beside its name: which weights these are, how many ids, how its maps look, where it
+    looks itself, and what its points take hold of. Only models that carry the picture are shown a rest that stays: others
+    were not taught so."""
     if getattr(kit, "preset", None) is None:
         return {}
-    return {"revision": fingerprint(kit), "max_id": kit.preset.tracks.max_id, "eye": Eye(kit),
+    return {"revision": fingerprint(kit), "max_id": kit.preset.tracks.max_id, "eye": Eye(kit), "watch": Gaze(kit),
             "cut": grip.cut if grip.can_cut() else None, "rest": kit.preset.tracks.carry > 0}
 
 

@@ -69,6 +69,17 @@ class Stage:
         expect.set_options(timeout=60_000)
         return expect(self.page.locator(shown) if isinstance(shown, str) else shown)
 
+    def listen(self):
+        """From now on keep what the picture says, however soon something else is said: for `said`."""
+        self.ask("""(() => {
+            const hint = document.querySelector('.msk-host').shadowRoot.querySelector('.hint');
+            window.heard = [];
+            new MutationObserver(() => window.heard.push(hint.textContent)).observe(hint, { childList: true }); })()""")
+        return self
+
+    def said(self, text, seconds=60):
+        return self.wait(f"window.heard.some((text) => text.includes({text!r}))", seconds)
+
     def state(self, name, seconds=60):
         return self.wait(f"stage.state === '{name}'", seconds)
 

@@ -1,0 +1,69 @@
+"""Where a model looks while it makes a chunk: how much of its attention goes to sink, window and the chunk itself."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..attention import capture, looks, shares
+from .replay import packed
+
+MOST_LAYERS = 8             # that are looked at, first to last: what is asked of a large model stays little
+GLOW = 255, 196, 87         # of the cells that are looked at
+
+
+class Gaze:
+    """`with gaze(stream, steps) as seen:` make a chunk in so many denoising steps (None: all); of the last step it has seen
+
+        layers      [layer, sink, window, now] of some of them, first to last: shares that sum to 1, mean over heads
+        cells       where in the sink the place `at` (shares of the picture) looks at the chunk's end: a picture of cells,
+                    mean over those layers; only with `at`, and once there is a sink
+    """
+
+    def __init__(self, kit):
+        c, (h, w) = kit.dit.config, kit.geometry.latent_size
+        self.blocks, self.rows, self.columns = len(kit.dit.blocks), h // c.patch[1], w // c.patch[2]
+        some = min(self.blocks, MOST_LAYERS)
+        self.layers = [round(i * (self.blocks - 1) / max(1, some - 1)) for i in range(some)]
+
+    @contextmanager
+    def __call__(self, stream, steps: int | None = None, at: tuple[float, float] | None = None) -> Iterator[dict]:
+        stream.settle()                                         # a clean pass is none of this chunk's
+        sink, last, calls, seen = self.sink(stream), (steps or stream.steps) - 1, count(), {}
+
+        def read(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor | None:
+            step, layer = divmod(next(calls), self.blocks)
+            if step != last or layer not in self.layers:
+                return None
+            spot = looks(q[:, [self.token(*at)]], k)[0, 0, :sink] if at is not None else k.new_zeros(0)
+            return torch.cat([shares(q, k, mask, sink), spot])
+
+        with capture(read=read) as found:
+            yield seen
+        found = [one for one in found if one is not None]
+        if found:                                               # a mirror has no attention
+            found = torch.stack(found).cpu()
+            seen["layers"] = [[n, *(round(v, 4) for v in row)] for n, row in zip(self.layers, found[:, :3].tolist())]
+            if found.shape[1] > 3:
+                seen["cells"] = packed(self.picture(found[:, 3:].mean(0)))
+
+    def sink(self, stream) -> int:
+        """Tokens that the next chunk will see of the sink, which come first."""
+        spans = [(0, 1) if stream.config.budget else stream.config.span(piece) for piece in stream.memory["sink"]]
+        return sum(stop - start for start, stop in spans) * self.rows * self.columns
+
+    def token(self, x: float, y: float) -> int:
+        """The token of a place in the last latent frame, counted from the end."""
+        row, column = (min(max(int(v * n), 0), n - 1) for v, n in ((y, self.rows), (x, self.columns)))
+        return (row - self.rows) * self.columns + column
+
+    def picture(self, weights: Tensor) -> Image.Image:
+        """Weights of the sink's tokens as a glow on nothing, all its frames together."""
+        cells = weights.unflatten(0, (-1, self.rows, self.columns)).sum(0)
+        glow = torch.tensor(GLOW).expand(*cells.shape, 3)
+        strength = (255 * cells / cells.max().clamp_min(1e-9)).round()
+        return Image.fromarray(torch.cat([glow, strength[..., None]], dim=-1).byte().numpy(), "RGBA")
