@@ -107,8 +107,8 @@ def backend(device, dtype: torch.dtype) -> str:
     half = dtype in (torch.bfloat16, torch.float16)
     if device.type == "cpu":
         return "matmul" if half else "sdpa"         # torch's CPU SDPA leaves the bf16 dot products unused
-    if device.type == "cuda" and half:
-        return next(iter(_packages()), "sdpa (cuDNN first)")
+    if device.type == "cuda" and half:              # cards that want float16 are older than what FlashAttention takes
+        return next(iter(_packages() if dtype == torch.bfloat16 else ()), "sdpa (cuDNN first)")
     return "sdpa"
 
 
