@@ -1,6 +1,7 @@
 """The one rollout, and the stream that plays it."""
 import gc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from msk.cache import ChunkCache
 from msk.config import PRESETS, StreamConfig
 from msk.flow import add_noise, schedule, to_x0
 from msk.models import toy
-from msk.stream import Roll, Stream, denoise, draw, given, rollout
+from msk.stream import Roll, Stream, denoise, draw, elapsed, given, rollout
 from msk.tracks import Tracks
 
 PAIRS = StreamConfig(chunk=2)
@@ -172,6 +173,31 @@ def test_reset_begins_again(kit):
     assert all(torch.equal(a, b) for a, b in zip(first, again))
     stream.reset(prompt="rain", seed=9)
     assert not torch.allclose(stream.step(), first[0])
+
+
+def test_on_a_gpu_time_is_taken_by_events_and_only_who_reads_it_waits(monkeypatch):
+    class Event:
+        asked, waited = 0, []
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            Event.asked += 1
+            self.at = 7. * Event.asked
+
+        def synchronize(self):
+            Event.waited.append(self.at)
+
+        def elapsed_time(self, later):
+            return later.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+    gpu = SimpleNamespace(kit=SimpleNamespace(device=torch.device("cuda")))
+    began, ended = Stream._now(gpu), Stream._now(gpu)
+    assert not Event.waited and elapsed(began, ended) == 7 and Event.waited == [14]
+    assert elapsed(1.5, 1.75) == 250
 
 
 @pytest.mark.parametrize("name", ["toy", "wantrack-1.3b", "longlive-1.3b"])
