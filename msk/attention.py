@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .host import send
+
 
 def sees(q, k, sink: int, window: int):
     """May a token of chunk `q` look at a token of chunk `k`? Ints or integer tensors; sink, window in chunks. Sec. 3.2."""
@@ -39,8 +41,8 @@ def budget_mask(frames: int, tokens_per_frame: int, config, device=None) -> Tens
 
 @lru_cache(maxsize=16)
 def turns(grid: tuple[int, int, int], start: int | tuple[int, ...], dim: int, device: torch.device
-          ) -> tuple[Tensor, Tensor, Tensor]:
-    """cos and signed sin [L, 1, D] of every token's angles, and both as complex numbers [L, 1, D/2].
+          ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """cos and signed sin [L, 1, D] of every token's angles, and on the CPU both as complex numbers [L, 1, D/2].
 
     Frames count from `start`, or stand at the places it lists. Angles in float64, tables in float32.
     """
@@ -54,13 +56,14 @@ def turns(grid: tuple[int, int, int], start: int | tuple[int, ...], dim: int, de
 
         def spread(of: Callable[[Tensor], Tensor]) -> Tensor:
             """of(angle) for each axis, and only then for all tokens: tables are long, axes are not. -> [L, 1, D/2]"""
-            frame, row, column = (of(angles(size, at)).float().to(device) for size, at in (
+            frame, row, column = (send(of(angles(size, at)).float(), device) for size, at in (
                 (dim - rows - columns, places), (rows, torch.arange(h)), (columns, torch.arange(w))))
             return torch.cat([frame[:, None, None].expand(f, h, w, -1), row[None, :, None].expand(f, h, w, -1),
                               column[None, None, :].expand(f, h, w, -1)], dim=-1).reshape(f * h * w, 1, dim // 2)
 
         cos, sin = spread(torch.cos), spread(torch.sin)
-        return (cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2), torch.complex(cos, sin))
+        return (cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2),
+                torch.complex(cos, sin) if cos.device.type == "cpu" else None)
 
 
 def rope(x: Tensor, grid: tuple[int, int, int], start: int | tuple[int, ...] = 0) -> Tensor:
@@ -106,8 +109,8 @@ def backend(device, dtype: torch.dtype) -> str:
     half = dtype in (torch.bfloat16, torch.float16)
     if device.type == "cpu":
         return "matmul" if half else "sdpa"         # torch's CPU SDPA leaves the bf16 dot products unused
-    if device.type == "cuda" and half:
-        return next(iter(_packages()), "sdpa (cuDNN first)")
+    if device.type == "cuda" and half:              # cards that want float16 are older than what FlashAttention takes
+        return next(iter(_packages() if dtype == torch.bfloat16 else ()), "sdpa (cuDNN first)")
     return "sdpa"
 
 

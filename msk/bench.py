@@ -26,6 +26,7 @@ except ImportError:         # Windows
 from .attention import backend
 from .config import Preset
 from .fast import prepare
+from .host import fetch
 from .kit import Kit, best_dtype, device_of, known, load, write_whole
 from .models import flops, toy
 from .motion import draw_ids
@@ -259,12 +260,7 @@ def drag(kit: Kit, start: int, frames: int, ids: Tensor) -> Tracks:
 
 def pictures(frames: Tensor) -> Tensor:
     """[B, T, 3, H, W] in [0, 1] -> uint8 on the CPU, as a viewer gets them."""
-    bytes_ = (frames * 255).round().clamp(0, 255).to(torch.uint8)
-    if not bytes_.is_cuda:
-        return bytes_.cpu()
-    bytes_ = bytes_.to("cpu", non_blocking=True)                                    # so torch takes pinned memory
-    torch.cuda.current_stream(frames.device).synchronize()
-    return bytes_
+    return fetch((frames * 255).round().clamp(0, 255).to(torch.uint8))
 
 
 def first_chunk(kit: Kit, seed: int) -> float:

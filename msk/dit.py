@@ -12,10 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import attend, rope
 from .config import DiTConfig
+from .host import rates
 
 KV = tuple[Tensor, Tensor]          # keys (before RoPE) and values, [B, L, heads, D]
 Grid = tuple[int, int, int]         # latent frames, token rows, token columns
 Places = tuple[int, ...] | None     # of the frames of past and chunk in time; None: 0, 1, 2, ...
+# The path past all blocks is float32, and so is what steers it, also where the products are narrower: as in Wan. Named by
+# a part of their names, these weights stay in float32 (`Kit.to`); they are few.
+WIDE = "time_", "modulation", "norm3", "head", "gate"
 
 
 class Placed(NamedTuple):
@@ -45,11 +49,11 @@ class RMSNorm(nn.RMSNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Statistics in float32 whatever comes in; what goes out has the type that came in."""
+    """Float32 whatever comes in."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (None, None) if self.weight is None else (self.weight.to(x.dtype), self.bias.to(x.dtype))
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).type_as(x)
+        weight, bias = (None, None) if self.weight is None else (self.weight.float(), self.bias.float())
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -120,23 +124,25 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(c.dim, c.ffn_dim), nn.GELU(c.gelu), nn.Linear(c.ffn_dim, c.dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, c.dim) / c.dim**0.5)
 
-    def modulations(self, x: Tensor, time: Tensor) -> tuple[Tensor, ...]:
-        """time [B, F, 6, dim] -> shift, scale, gate twice, each [B, F, 1, dim]."""
-        return (self.modulation + time).to(x.dtype)[:, :, :, None].unbind(2)
+    def modulations(self, time: Tensor) -> tuple[Tensor, ...]:
+        """time [B, F, 6, dim] -> shift, scale, gate twice, each [B, F, 1, dim] float32."""
+        return (self.modulation.float() + time)[:, :, :, None].unbind(2)
 
-    def keys(self, x: Tensor, time: Tensor) -> KV:
+    def keys(self, x: Tensor, time: Tensor, context: list[KV]) -> KV:
         """The keys and values of `forward`, and nothing else."""
-        shift, scale, *_ = self.modulations(x, time)
-        return self.self_attn.keys(modulate(self.norm1(x), shift, scale).flatten(1, 2))
+        shift, scale, *_ = self.modulations(time)
+        return self.self_attn.keys(modulate(self.norm1(x), shift, scale).to(context[0][0].dtype).flatten(1, 2))
 
     def forward(self, x: Tensor, time: Tensor, context: list[KV], grid: Grid, mask: Tensor | None,
                 past: KV | None, places: Places = None) -> tuple[Tensor, KV]:
-        """x [B, F, S, dim] with S tokens a latent frame."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulations(x, time)
-        y, kv = self.self_attn(modulate(self.norm1(x), shift1, scale1).flatten(1, 2), grid, mask, past, places)
+        """x [B, F, S, dim] float32 with S tokens a latent frame."""
+        narrow = context[0][0].dtype                # of the products: what was read of the text came out of one
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulations(time)
+        y = modulate(self.norm1(x), shift1, scale1).to(narrow)
+        y, kv = self.self_attn(y.flatten(1, 2), grid, mask, past, places)
         x = x + gate1 * y.view_as(x)
-        x = x + self.cross_attn(self.norm3(x).flatten(1, 2), context).view_as(x)
-        x = x + gate2 * self.ffn(modulate(self.norm2(x), shift2, scale2))
+        x = x + self.cross_attn(self.norm3(x).to(narrow).flatten(1, 2), context).view_as(x)
+        x = x + gate2 * self.ffn(modulate(self.norm2(x), shift2, scale2).to(narrow))
         return x, kv
 
 
@@ -152,8 +158,8 @@ class Head(nn.Module):
         return self.head(self.read(x, time))
 
     def read(self, x: Tensor, time: Tensor) -> Tensor:
-        shift, scale = (self.modulation + time[:, :, None]).to(x.dtype)[:, :, :, None].unbind(2)
-        return modulate(self.norm(x), shift, scale)
+        shift, scale = (self.modulation.float() + time[:, :, None])[:, :, :, None].unbind(2)
+        return modulate(self.norm(x), shift, scale).to(self.head.weight.dtype)
 
 
 class ImageEmbedding(nn.Module):
@@ -168,8 +174,7 @@ class ImageEmbedding(nn.Module):
 
 def sinusoid(x: Tensor, dim: int) -> Tensor:
     """[...] -> [..., dim] float32, cosines first; angles in float32, as in diffusers."""
-    rates = torch.exp(torch.arange(dim // 2) * (-math.log(10_000) / (dim // 2))).to(x.device)
-    angle = x.float()[..., None] * rates
+    angle = x.float()[..., None] * rates(dim // 2, x.device)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
@@ -290,11 +295,11 @@ class DiT(nn.Module):
         with torch.autocast(x.device.type, enabled=False):                          # float32 where the weights are
             time = self.time_embedding(sinusoid(1000 * t, self.config.freq_dim).to(self.time_embedding[0].weight.dtype))
             six = self.time_projection(time).unflatten(-1, (6, -1))                 # [B, F, 6, dim]
-        kvs = []
+        x, kvs = x.float(), []
         for i, block in enumerate(self.blocks):
             held = past[i] if past else None                    # []: nothing is remembered of a video that has begun
             if keys_only and i + 1 == len(self.blocks):
-                kvs.append(block.keys(x, six))
+                kvs.append(block.keys(x, six, context[i]))
                 break
             if self.checkpoint and torch.is_grad_enabled():
                 x, kv = checkpoint(block, x, six, context[i], grid, mask, held, places, use_reentrant=False)

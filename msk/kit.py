@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import PRESETS, Geometry, Preset
-from .dit import DiT
+from .dit import WIDE, DiT
 from .guidance import Condition
 from .motion import TrackHead, carry
 from .picture import picture
@@ -70,12 +70,12 @@ class Kit:
         return self
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> Kit:
-        """Move in place. Time embedding, track head and text stay in float32; convolutions become channels-last.
+        """Move in place. What is wide (`dit.WIDE`), track head and text stay in float32; convolutions become channels-last.
 
         The transformer changes its type part by part on the way, so that the device never holds it in float32.
         """
-        for name, part in self.dit.named_children():
-            part.to(device, torch.float32 if dtype is not None and name.startswith("time_") else dtype)
+        for name, p in self.dit.named_parameters():
+            p.data = p.data.to(device, torch.float32 if dtype is not None and any(w in name for w in WIDE) else dtype)
         for module in self.modules().values():
             module.to(device)
         if dtype is not None:
@@ -151,8 +151,9 @@ class Kit:
     @torch.no_grad()
     def motion(self, tracks: Tracks, image=None, start: bool = True) -> Tensor:
         """Tracks as the transformer reads them; image: the given picture, for them to carry. start: see `TrackHead`."""
+        shown = bool(tracks.visible.any())              # asked where tracks come from; what none carries is zeros
         tracks, carried = tracks.to(self.device), None
-        if image is not None and self.preset.tracks.carry:
+        if image is not None and self.preset.tracks.carry and shown:
             pixels = self.pixels(image).expand(len(tracks.xy), -1, -1, -1)
             carried = carry(tracks, pixels, self.vae.encode_alone, self.geometry, start)
         return self.track_head(tracks, start, carried)

@@ -1,13 +1,12 @@
 """Tracks as something a transformer can read: ids -> sinusoids -> stamped on the latent grid -> packed in time."""
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Geometry, TrackConfig
+from .host import rates
 from .tracks import Tracks
 
 
@@ -25,8 +24,7 @@ def embed_ids(ids: Tensor, dim: int) -> Tensor:
 
     Angles in float32, as WanTrack's weights have learned them: a large id is its rounding too.
     """
-    rates = torch.exp(torch.arange(dim // 2) * (-math.log(10_000) / (dim // 2))).to(ids.device)
-    angle = ids.float()[..., None] * rates
+    angle = ids.float()[..., None] * rates(dim // 2, ids.device)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
@@ -64,16 +62,15 @@ def cells(tracks: Tracks, geometry: Geometry, mode: str) -> tuple[Tensor, Tensor
 def stamp(place: Tensor, weight: Tensor, ids: Tensor, dim: int, rows: int) -> Tensor:
     """Add `weight` times each track's id embedding to row `place`: [B, T, N, K] twice -> [rows, dim].
 
-    A sum of bags, row by row: always in the same order, and the embeddings themselves are never copied.
+    A sum of bags, row by row: always in the same order, and the embeddings themselves are never copied. Points without
+    weight go along, as zeros: how many are left without them is nothing that a GPU need be waited for.
     """
-    used = weight.flatten().nonzero().squeeze(1)
-    place, order = place.flatten()[used].sort(stable=True)
-    used = used[order]
+    place, order = place.flatten().sort(stable=True)
     n, per_clip = max(1, ids.shape[1]), max(1, weight[0].numel())
-    track = used // per_clip * n + used // weight.shape[-1] % n
+    track = order // per_clip * n + order // weight.shape[-1] % n
     begin = torch.searchsorted(place, torch.arange(rows, device=place.device))
     marks = embed_ids(ids, dim).flatten(0, 1)
-    return F.embedding_bag(track, marks, begin, mode="sum", per_sample_weights=weight.flatten()[used])
+    return F.embedding_bag(track, marks, begin, mode="sum", per_sample_weights=weight.flatten()[order])
 
 
 @torch.no_grad()
@@ -137,7 +134,7 @@ def carry(tracks: Tracks, picture: Tensor, encode, geometry: Geometry, start: bo
     near = F.adaptive_avg_pool2d(near, geometry.latent_size)                                        # [B, T, h, w]
     frames, near = (torch.cat([x[:, :1].expand(-1, repeat, *x.shape[2:]), x], dim=1) for x in (frames, near))
     near = near.unflatten(1, (-1, geometry.time_stride))                                            # [B, F, 4, h, w]
-    latents = encode(frames if near.any() else frames[:1, :geometry.time_stride])      # none near: zeros in as many channels
+    latents = encode(frames)
     return torch.cat([latents * (near > 0).any(dim=2, keepdim=True), near], dim=2)
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 from .cache import ChunkCache, FrameCache
 from .config import StreamConfig
 from .flow import add_noise, fewer, schedule, to_x0
+from .host import send
 from .tracks import Tracks
 
 
 def draw(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Gaussian noise like x, drawn on the generator's own device, so that a seed means the same everywhere."""
     device = generator.device if generator is not None else x.device
-    return torch.randn(x.shape, generator=generator, device=device).to(x)
+    return send(torch.randn(x.shape, generator=generator, device=device), x.device).to(x.dtype)
 
 
 def denoise(dit, noise: Tensor, text, motion: Tensor | None, image: Tensor | None, past, sigmas: list[float],
@@ -115,7 +116,7 @@ def given(dit, image: Tensor | None, now: slice) -> Tensor | None:
     if image is None or dit.config.image_frames == "every":
         return image
     if dit.config.image_frames == "grey":
-        return image[:, [min(k, image.shape[1] - 1) for k in range(now.start, now.stop)]]
+        return torch.stack([image[:, min(k, image.shape[1] - 1)] for k in range(now.start, now.stop)], dim=1)
     return image[:, now] if now.start < image.shape[1] else None
 
 
@@ -154,7 +155,7 @@ class Stream:
             self._clip = self.kit.encode_clip(image)
         self.prompt = self.prompt if prompt is None else prompt
         self.seed = self.seed if seed is None else seed
-        self.index, self.stats = 0, {}
+        self.index, self._took = 0, {}
         self._roll = Roll(self.kit.dit, self._read(self.prompt), self.config)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._seen = None                       # the decoder's past
@@ -201,8 +202,8 @@ class Stream:
             tracks.check(frames=wanted, batch=1)
         elif self.config.silence == "hidden":
             tracks = Tracks.empty(1, wanted)
-        self.settle()
-        began = perf_counter()
+        self._settle()
+        began = self._now()
         motion = kit.motion(self._told(tracks), self._pixels, start=self.index == 0) if tracks is not None else None
         (h, w), channels = kit.geometry.latent_size, kit.dit.config.latent_channels
         start, stop = self.config.span(self.index)
@@ -211,7 +212,7 @@ class Stream:
         x0 = self._roll.next(noise, motion, image, generator=self._generator, steps=steps)
         made = self._now()
         frames, self._seen = kit.vae.decode(x0, self._seen)
-        self.stats.update(denoise_ms=1000 * (made - began), decode_ms=1000 * (self._now() - made))
+        self._took |= {"denoise": (began, made), "decode": (made, self._now())}
         self.index += 1
         return frames
 
@@ -227,12 +228,36 @@ class Stream:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Remember the latest chunk now, while nobody waits; else the next step does it first."""
-        began = perf_counter()
-        if self._roll.settle():
-            self.stats["clean_ms"] = 1000 * (self._now() - began)
+        """Remember the latest chunk now, while nobody waits; else the next step does it first.
 
-    def _now(self) -> float:
+        Returns when a GPU has done it, too: who reads the hand only then reads it as late as can be.
+        """
+        self._settle()
         if self.kit.device.type == "cuda":
             torch.cuda.synchronize(self.kit.device)
-        return perf_counter()
+
+    def _settle(self) -> None:
+        began = self._now()
+        if self._roll.settle():
+            self._took["clean"] = began, self._now()
+
+    def _now(self):
+        """A moment of the device's own time: on a GPU, when what was asked so far is done. Nobody waits for it here."""
+        if self.kit.device.type != "cuda":
+            return perf_counter()
+        moment = torch.cuda.Event(enable_timing=True)
+        moment.record(torch.cuda.current_stream(self.kit.device))
+        return moment
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """What the latest chunk took of the device's time: {"denoise_ms", "decode_ms", "clean_ms"}, those there are."""
+        return {f"{name}_ms": elapsed(*ends) for name, ends in self._took.items()}
+
+
+def elapsed(began, ended) -> float:
+    """Milliseconds between two moments of `Stream._now`; waits for the later one."""
+    if isinstance(began, float):
+        return 1000 * (ended - began)
+    ended.synchronize()
+    return began.elapsed_time(ended)

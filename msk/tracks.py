@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .config import Geometry
+from .host import send
 
 MOST = 4096                         # tracks in one set
 
@@ -126,8 +127,8 @@ class Tracks:
         return replace(self, ids=ids)
 
     def to(self, device) -> Tracks:
-        return Tracks(self.xy.to(device), self.visible.to(device), self.ids.to(device),
-                      None if self.origin is None else self.origin.to(device))
+        return Tracks(send(self.xy, device), send(self.visible, device), send(self.ids, device),
+                      None if self.origin is None else send(self.origin, device))
 
     def origins(self) -> Tensor:
         """[B, N, 2]: `origin`, or by default the place in frame 0 of those seen there; not a number for the others."""

@@ -184,3 +184,8 @@ def test_a_way_that_refuses_is_not_chosen(monkeypatch):
     monkeypatch.setattr(attention, "_by", picky)
     assert list(attention.choose("cpu", torch.float32, 8, 8, 1, 16)) == ["sdpa"]
     assert backend("cpu", torch.float32) == "sdpa"
+
+
+def test_cards_that_want_float16_are_too_old_for_flash_attention(monkeypatch):
+    monkeypatch.setattr(attention, "_packages", lambda: {"flash-attn 2": None})
+    assert backend("cuda", torch.bfloat16) == "flash-attn 2" and backend("cuda", torch.float16).startswith("sdpa")

@@ -1,11 +1,13 @@
 """What makes it faster changes nothing but the last digits; what changes more says how much."""
+import contextlib
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from msk import attention, bench, fast
+from msk import attention, bench, fast, host
 from msk.config import PRESETS
 from msk.kit import Kit
 from msk.live.gaze import Gaze
@@ -31,6 +33,49 @@ def drawn(name, **changes):
 def played(kit, chunks):
     stream = Stream(kit, "a fish", seed=3)
     return torch.cat([stream.step() for _ in range(chunks)], 1)
+
+
+class Sent(TorchDispatchMode):
+    """Takes down what goes from the CPU to a device, and whether anybody waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes, self.waited = [], []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        if op is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" and out.device.type != "cpu":
+            self.shapes.append(tuple(out.shape))
+            self.waited += [tuple(out.shape)] * (not (kwargs or {}).get("non_blocking"))
+        return out
+
+
+@pytest.mark.parametrize("name", ["toy", "tiny", "wantrack-1.3b", "wan2.1-1.3b", "wan2.2-5b", "longlive-1.3b"])
+def test_a_chunk_waits_for_nothing_that_is_under_way_on_the_device(name, monkeypatch):
+    """On torch's meta device, where there are no numbers: whoever asks for one (item, nonzero, a list as index) fails.
+
+    What goes there are tracks and noise, and with places in the video the angles of one axis; nobody waits for them.
+    """
+    monkeypatch.setattr(torch, "autocast", lambda *args, **where: contextlib.nullcontext())         # meta has none
+    host.rates.cache_clear()
+    attention.turns.cache_clear()
+    preset = PRESETS[name] if name in ("toy", "tiny") else toy(PRESETS[name])
+    with torch.device("meta"):
+        kit = Kit.random(preset)
+    features = lambda rows, width: lambda told: torch.zeros(len(told), rows, width, device="meta")
+    kit.text = features(preset.text.length, preset.dit.text_dim)
+    if preset.dit.clip_dim:
+        kit.clip = features(257, preset.dit.clip_dim)
+    stream = Stream(kit, "a fish", torch.rand(3, 40, 40) if bench.takes_picture(kit) else None)
+    ids, at = torch.arange(9)[None], 0
+    for _ in range(5):
+        tracks = bench.drag(kit, at, stream.frames_wanted, ids)
+        at += stream.frames_wanted
+        with Sent() as sent:
+            frames = stream.step(tracks)
+        assert frames.device.type == "meta" and frames.shape[1] == tracks.xy.shape[1] and not sent.waited
+    if preset.stream.places == "held":
+        assert len(sent.shapes) == 4 + stream.steps             # xy, visible, ids, origin; noise for each step
 
 
 def test_compiled_blocks_and_decoder_make_the_same_frames_and_then_stay_as_they_are(close):

@@ -12,15 +12,15 @@ ROUTE = {"config", "cache", "flow", "guidance", "attention", "tracks", "tinyvae"
          "stream"}
 SIDE = {"world", "clips", "trackers", "camera", "video"}
 MAY = {
-    "config": set(), "cache": set(), "flow": set(), "guidance": set(), "weights": set(),
-    **{room: {"config"} for room in ("attention", "tracks", "tinyvae", "text")},
-    **{room: {"config", "tracks"} for room in ("motion", "camera", "world", "trackers")},
+    "config": set(), "cache": set(), "flow": set(), "guidance": set(), "weights": set(), "host": set(),
+    **{room: {"config", "host"} for room in ("attention", "tracks", "tinyvae", "text")},
+    **{room: {"config", "host", "tracks"} for room in ("motion", "camera", "world", "trackers")},
     "video": {"config", "picture", "tracks"},
     "grip": {"motion", "tracks"},
     "clips": {"config", "tracks", "video"},             # a clip is a video with its tracks
-    "dit": {"config", "attention"},
+    "dit": {"config", "attention", "host"},
     "sample": {"flow", "guidance"},
-    "stream": {"config", "cache", "flow", "tracks"},
+    "stream": {"config", "cache", "flow", "host", "tracks"},
     "picture": {"config", "weights"},
     "kit": ROUTE | SIDE | {"picture", "weights", "wan"},
     "checkpoints": {"config", "dit", "motion", "tinyvae", "weights"},

@@ -1,13 +1,17 @@
 """The one rollout, and the stream that plays it."""
+import gc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from msk import bench
 from msk.cache import ChunkCache
-from msk.config import StreamConfig
+from msk.config import PRESETS, StreamConfig
 from msk.flow import add_noise, schedule, to_x0
-from msk.stream import Roll, Stream, denoise, draw, given, rollout
+from msk.models import toy
+from msk.stream import Roll, Stream, denoise, draw, elapsed, given, rollout
 from msk.tracks import Tracks
 
 PAIRS = StreamConfig(chunk=2)
@@ -169,6 +173,51 @@ def test_reset_begins_again(kit):
     assert all(torch.equal(a, b) for a, b in zip(first, again))
     stream.reset(prompt="rain", seed=9)
     assert not torch.allclose(stream.step(), first[0])
+
+
+def test_on_a_gpu_time_is_taken_by_events_and_only_who_reads_it_waits(monkeypatch):
+    class Event:
+        asked, waited = 0, []
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            Event.asked += 1
+            self.at = 7. * Event.asked
+
+        def synchronize(self):
+            Event.waited.append(self.at)
+
+        def elapsed_time(self, later):
+            return later.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+    gpu = SimpleNamespace(kit=SimpleNamespace(device=torch.device("cuda")))
+    began, ended = Stream._now(gpu), Stream._now(gpu)
+    assert not Event.waited and elapsed(began, ended) == 7 and Event.waited == [14]
+    assert elapsed(1.5, 1.75) == 250
+
+
+@pytest.mark.parametrize("name", ["toy", "wantrack-1.3b", "longlive-1.3b"])
+def test_nothing_grows_with_the_video(name):
+    """All tensors that are alive, in bytes: after 20 chunks as many as after 60."""
+    kit = bench.random_kit(PRESETS[name] if name == "toy" else toy(PRESETS[name]), torch.device("cpu"))
+    stream = Stream(kit, "snow", torch.rand(3, 40, 50) if name != "longlive-1.3b" else None)
+
+    def alive() -> int:
+        gc.collect()
+        held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in gc.get_objects()
+                if issubclass(type(x), torch.Tensor)}
+        return sum(held.values())
+
+    sizes = []
+    for chunk in range(60):
+        stream.step(Tracks.grid(kit.geometry, 16, stream.frames_wanted), steps=1)
+        if chunk in (19, 59):
+            sizes.append(alive())
+    assert sizes[0] == sizes[1]
 
 
 def test_settling_early_or_late_changes_nothing_but_when(kit):

@@ -68,6 +68,32 @@ def test_every_frame_may_have_its_own_noise_level_as_in_wan_2_2(close):
     close(ours(x, t, text), want)
 
 
+@torch.no_grad()
+def test_in_bf16_we_are_nearer_to_float32_than_diffusers(tmp_path):
+    """Both keep what modulates in float32; the path past the blocks is float32 in Wan's own code and here, bf16 there."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    theirs = diffusers.WanTransformer3DModel(num_attention_heads=2, attention_head_dim=64, in_channels=4, out_channels=4,
+                                             text_dim=32, freq_dim=64, ffn_dim=512, num_layers=8).eval()
+    for name, p in theirs.named_parameters():
+        torch.nn.init.normal_(p, float(name.endswith("norm_q.weight") or name.endswith("norm_k.weight")),
+                              p[0].numel() ** -0.5 if p.ndim > 1 else 0.02)
+    ours = DiT(replace(WAN.dit, latent_channels=4, dim=128, heads=2, layers=8, ffn_dim=512, text_dim=32, freq_dim=64,
+                       motion_channels=0, image_channels=0)).eval().requires_grad_(False)
+    fill_dit(ours, theirs.state_dict())
+    x, text, t = torch.randn(1, 3, 4, 8, 8), torch.randn(1, 7, 32), torch.tensor([0.6])
+    say = dict(timestep=1000 * t, return_dict=False)
+    want = theirs(x.transpose(1, 2), encoder_hidden_states=text, **say)[0].transpose(1, 2)
+    theirs.save_pretrained(tmp_path)
+    half = diffusers.WanTransformer3DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert half.blocks[0].scale_shift_table.dtype == torch.float32
+    there = half(x.transpose(1, 2).bfloat16(), encoder_hidden_states=text.bfloat16(), **say)[0].transpose(1, 2).float()
+    here = Kit(ours, torch.nn.Identity(), torch.nn.Identity(), None, WAN).to(dtype=torch.bfloat16).dit(
+        x, t[:, None].expand(1, 3), text)
+    off = [float((made - want).norm() / want.norm()) for made in (here, there)]
+    assert off[0] < 0.75 * off[1]
+
+
 def test_golden_text_to_video(golden, exact):
     dit = opened("diffusers_wan_t2v", config_of("diffusers_wan_t2v", motion_channels=0, image_channels=0))
     io = golden("diffusers_wan_t2v_io")
