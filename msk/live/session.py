@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from ..grip import Thing, inside
+from ..host import fetch
 from ..picture import fitted, middle, read_picture
 from ..tracks import Tracks
 from .follow import Follow, Follower
@@ -994,7 +995,7 @@ class Session:
         tracks = tracks_of(record)
         with watched as seen:
             made = self._stream.step(tracks, record.get("steps"))[0]                                        # [T, 3, H, W]
-        pictures = made.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        pictures = fetch(made.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)).numpy()
         with self._changed:
             now = time.monotonic()
             self._making.append(now - began)
