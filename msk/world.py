@@ -279,6 +279,17 @@ class Scene:
         """The same things on the same paths, seen by a still camera, and no event."""
         return replace(self, pan=0 * self.pan, roll=0 * self.roll, zoom=torch.ones_like(self.zoom), event=0 * self.event)
 
+    def hurried(self, generator: torch.Generator, fastest: float = 0.11) -> Scene:
+        """The same things as a hand may drag them: each on a straight line through where it is in mid-clip, up to `fastest`
+        half frames in one frame (seven pixels of 128)."""
+        B, T, K, _ = self.centre.shape
+        device = self.centre.device
+        angle = 2 * math.pi * torch.rand(B, 1, K, generator=generator, device=device)
+        speed = fastest * torch.rand(B, 1, K, generator=generator, device=device)
+        step = torch.stack([angle.cos(), angle.sin()], dim=-1) * speed[..., None]
+        time = torch.arange(T, device=device).view(1, T, 1, 1) - T // 2
+        return replace(self, centre=self.centre[:, T // 2:T // 2 + 1] + step * time)
+
     def _places(self) -> tuple[Tensor, Tensor, Tensor]:
         """Where each layer stands on the screen: scale and angle [B, T, K + 1], offset [B, T, K + 1, 2].
 

@@ -119,3 +119,13 @@ def test_every_kind_of_thing_is_drawn_and_is_not_convex():
 def test_an_unknown_level_is_named():
     with pytest.raises(ValueError, match="'wild'.*'calm' or 'full'"):
         World(GEOMETRY, "wild")
+
+
+def test_hurried_things_go_straight_at_their_own_speed_through_where_they_were():
+    scene, _ = World(Geometry(64, 64)).scene(6, 9, seed=2)
+    fast = scene.hurried(torch.Generator().manual_seed(0), fastest=.2)
+    step = fast.centre.diff(dim=1)
+    assert torch.allclose(step, step[:, :1].expand_as(step), atol=1e-6)
+    assert torch.allclose(fast.centre[:, 4], scene.centre[:, 4])
+    speed = step[:, 0].norm(dim=-1)
+    assert speed.max() <= .2 and speed.max() > .1 and len(speed.flatten().unique()) == speed.numel()

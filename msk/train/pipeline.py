@@ -35,6 +35,7 @@ from .teacher import Teacher, seek_ids, teacher_loss
 
 STAGES = ("vae", "teacher", "causal", "distill")
 SHARE = {"vae": .25, "teacher": .45, "causal": .10, "distill": .20}        # of the time given to "all"
+HURRIED = 0.5                   # of the VAE's clips: a world that moves calmly never shows it what a hand does
 LATENT_FRAMES = 12              # a training clip: four chunks, so that with one sink and one window chunk eviction happens
 
 
@@ -65,22 +66,31 @@ class Journal:
         self.bar.close()
 
 
-def train_vae(preset: Preset, out: Path, budget: Budget, device, batch: int = 24, lr: float = 1e-3) -> None:
+def train_vae(preset: Preset, out: Path, budget: Budget, device, batch: int = 24, lr: float = 1e-3, init: Path | None = None
+              ) -> None:
+    """From nothing; or, from the VAE of a kit, its decoder alone: of the latents others know already."""
     torch.manual_seed(0)
     vae = TinyVAE(preset.vae).to(device, memory_format=torch.channels_last)
-    vae_stage.near_identity(vae)
+    if init is None:
+        vae_stage.near_identity(vae)
+    else:
+        fill(vae, read_weights(init / "vae.safetensors"), str(init / "vae.safetensors"))
+        vae.encoder.requires_grad_(False)
+        lr = lr / 4
     critic = vae_stage.PatchCritic().to(device)
     learner = Learner(vae, lr, ema=0.998, floor=0.03, muon=lambda name, p: p.ndim == 4, muon_lr=4 * lr)
     critic_learner = Learner(critic, 4e-4, betas=(0.5, 0.99), ema=0.)
     checkpoint = Checkpoint(out / "vae.ckpt", budget, vae=learner, critic=critic_learner)
     checkpoint.resume()
-    batches = vae_stage.clips(preset.geometry, batch, seed=budget.done, device=device)
-    sharpen = 0.75                                  # from here on the patch critic joins
+    frames = 5 if init is None else 9
+    batches = vae_stage.clips(preset.geometry, batch, frames, hurried=HURRIED, seed=budget.done, device=device)
+    sharpen = 0.75 if init is None else 1           # from here on the patch critic joins
 
     def loss_of(frames):
         late = budget.progress > sharpen
         critic.requires_grad_(False)
-        loss, logs, decoded = vae_stage.vae_loss(vae, frames, critic=critic if late else None, adversarial=0.01)
+        loss, logs, decoded = vae_stage.vae_loss(vae, frames, 0.10 if init is None else 0.05, critic if late else None, 0.01,
+                                                 calibrated=init is not None)
         if late:
             critic.requires_grad_(True)
             judged = vae_stage.critic_loss(critic, frames, decoded)
@@ -90,8 +100,9 @@ def train_vae(preset: Preset, out: Path, budget: Budget, device, batch: int = 24
 
     run(out, "vae", train(learner, loss_of, batches, budget, checkpoint))
     vae.load_state_dict(learner.averaged())
-    with autocast(device):
-        vae_stage.calibrate(vae, vae_stage.clips(preset.geometry, 4, frames=21, crop=1., seed=500_000, device=device))
+    if init is None:
+        with autocast(device):
+            vae_stage.calibrate(vae, vae_stage.clips(preset.geometry, 4, frames=21, crop=1., seed=500_000, device=device))
     save_weights(vae.state_dict(), out / "vae.safetensors")
 
 
@@ -376,7 +387,7 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
 
     resume: go on from the checkpoints in `out`, and with "all" skip the stages that are done; without it a folder in which
     a stage was begun is refused. level: see `World`. init: a kit folder to start from: its parts stand in for stages that
-    were not run here, the teacher goes on from it, and "all" keeps its VAE, whose latents the teacher knows.
+    were not run here, the teacher goes on from it, and so does a VAE's decoder; "all" keeps the VAE.
     size: rows and columns of pixels, in place of the preset's; weights of another size fit, as nothing in them counts cells.
     """
     if stage not in (*STAGES, "all"):
@@ -390,8 +401,6 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         preset = replace(preset, geometry=replace(preset.geometry, height=size, width=size))
     if preset.text is None:
         raise ValueError(f"{preset.name} has no text encoder that could be trained here: use tiny or toy")
-    if init is not None and stage == "vae":
-        raise ValueError("a VAE is always trained from nothing: leave --init out")
     out, device = Path(out), torch.device(device) if device is not None else best_device()
     stages = (stage,) if stage != "all" else STAGES if init is None else STAGES[1:]
     begun = [name for name in stages if any(out.glob(f"{name}.ckpt"))
@@ -416,7 +425,7 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         seconds = budget * SHARE[name] / sum(SHARE[s] for s in stages)
         options = {} if name == "vae" else {"level": level}
         options |= ON_GPU[name] if device.type == "cuda" else {}
-        options |= {"init": Path(init)} if init is not None and name == "teacher" else {}
+        options |= {"init": Path(init)} if init is not None and name in ("vae", "teacher") else {}
         TRAINERS[name](preset, out, Budget(seconds=seconds), device, **options)
         done.touch()
     write_whole(out / "config.json", json.dumps(preset.to_dict(), indent=2).encode() + b"\n")

@@ -29,23 +29,33 @@ class PatchCritic(nn.Module):
         return self.net(frames * 2 - 1)
 
 
-def clips(geometry: Geometry, batch: int, frames: int = 5, full: float = 0.35, crop: float = 0.5, seed: int = 0,
-          device: str | torch.device = "cpu") -> Iterator[Tensor]:
+def clips(geometry: Geometry, batch: int, frames: int = 5, full: float = 0.35, crop: float = 0.5, hurried: float = 0.,
+          seed: int = 0, device: str | torch.device = "cpu") -> Iterator[Tensor]:
     """Endless batches [B, T, 3, H, W], a share `full` of them from the full world; each clip is cut to `crop` of its size.
 
-    Many small crops teach more than a few whole frames: what a batch lacks first is variety.
+    Many small crops teach more than a few whole frames: what a batch lacks first is variety. hurried: share of clips whose
+    things go as fast as a hand drags them, cut out about the nearest.
     """
-    calm, rich = World(geometry, "calm"), World(geometry, "full")
+    worlds, many = (World(geometry, "full"), World(geometry, "calm")), round(batch * full)
     dice = torch.Generator().manual_seed(seed)
-    height, width = (max(1, round(n * crop / geometry.stride)) * geometry.stride for n in (geometry.height, geometry.width))
+    size = torch.tensor([geometry.width, geometry.height])
+    cut = (size * crop / geometry.stride).round().clamp(min=1).int() * geometry.stride
     while True:
         seed += 1
-        many = round(batch * full)
-        whole = torch.cat([world.sample(n, frames, seed=seed % 900_000, device=device).frames
-                           for world, n in ((rich, many), (calm, batch - many)) if n])
-        top = torch.randint(geometry.height - height + 1, (batch,), generator=dice).tolist()
-        left = torch.randint(geometry.width - width + 1, (batch,), generator=dice).tolist()
-        yield torch.stack([x[..., t:t + height, j:j + width] for x, t, j in zip(whole, top, left)])
+        found = []
+        for world, count in zip(worlds, (many, batch - many)):
+            for fast, n in ((True, round(count * hurried)), (False, count - round(count * hurried))):
+                if not n:
+                    continue
+                scene, _ = world.scene(n, frames, (seed + 450_000 * fast) % 900_000, device)
+                corner = torch.rand(n, 2, generator=dice) * (size - cut + 1)
+                if fast:
+                    scene = scene.hurried(torch.Generator(device=device).manual_seed(seed))
+                    middle = scene.centre[range(n), frames // 2, scene.there.int().argmax(dim=1)].cpu()     # of the nearest
+                    corner = (middle + 1) / 2 * size + (corner - (size - cut) / 2) / 2 - cut / 2
+                corner = corner.long().clamp(min=0).minimum(size - cut)
+                found += [x[..., y:y + cut[1], j:j + cut[0]] for x, (j, y) in zip(scene.render(), corner.tolist())]
+        yield torch.stack(found)
 
 
 def slopes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,16 +63,18 @@ def slopes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :], x[:, 1:] - x[:, :-1]
 
 
-def vae_loss(vae: TinyVAE, frames: Tensor, noise: float = 0.10, critic: PatchCritic | None = None, adversarial: float = 0.
-             ) -> tuple[Tensor, dict, Tensor]:
+def vae_loss(vae: TinyVAE, frames: Tensor, noise: float = 0.10, critic: PatchCritic | None = None, adversarial: float = 0.,
+             calibrated: bool = False) -> tuple[Tensor, dict, Tensor]:
     """Loss, logs and the reconstruction.
 
     Latents are scaled to zero mean and unit variance per channel over the batch (`calibrate` fixes the scale afterwards),
-    and decoded with a little noise on them, so that the decoder forgives a sampler's small errors.
+    unless they are `calibrated`, and decoded with a little noise on them, so that the decoder forgives a sampler's small
+    errors.
     """
     latents = vae.encode(frames).float()
     over = (0, 1, 3, 4)
-    latents = (latents - latents.mean(over, keepdim=True)) / latents.std(over, keepdim=True).clamp_min(1e-3)
+    if not calibrated:
+        latents = (latents - latents.mean(over, keepdim=True)) / latents.std(over, keepdim=True).clamp_min(1e-3)
     decoded = vae.decode(latents + noise * torch.randn_like(latents), clamp=False)[0].float()
     l1 = (decoded - frames).abs().mean()
     mse = F.mse_loss(decoded, frames)
