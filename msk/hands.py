@@ -4,7 +4,8 @@ The procedural world can render any motion, so the truth of a hand's path is kno
 dragged thing, which goes, stiff, where the hand takes it. The student gets the first frame, the caption and the few points
 that the hand draws, and streams chunk by chunk as the canvas plays it. Measured is where points are found (`trackers`): the
 dragged ones, others on the same thing (does it come along whole?), and all the rest (does it stay?). Beside each case
-stands the still image, whose error is how far the thing truly went. A thing that arrives as another shape is not found, and
+stand the still image, whose error is how far the thing truly went, and the truth through the VAE, the ceiling: what goes
+fast is hard to encode. A thing that arrives as another shape is not found, and
 reads as one left behind.
 """
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import grip, trackers
-from .evaluate import Row, epe, header, held_out, keep, save_strip
+from .evaluate import Row, epe, header, held_out, keep, psnr, save_strip, through_vae
 from .generate import by_stream
 from .kit import Kit, load
 from .motion import draw_ids
@@ -209,6 +210,7 @@ class Score:
     rows: dict[str, Row] = field(default_factory=dict)
     chunks: list[tuple[float, int]] = field(default_factory=list)           # distances of the dragged points, how many
     ground: list[float] = field(default_factory=list)                       # `psnr_rest`
+    ceiling: list[float] = field(default_factory=list)                      # of the truth through the VAE
     looks: dict[str, list[float]] = field(default_factory=lambda: dict(sharpness=[], saturation=[]))
     seeds: list[int] = field(default_factory=list)
 
@@ -238,10 +240,17 @@ class Score:
         self.ground += [quiet] if quiet is not None else []
         self.seeds.append(shot.seed)
 
+    def reach(self, kit: Kit, shot: Take) -> None:
+        """Measure what the kit's VAE leaves of the truth, if that was kept whole."""
+        whole = 1 + (len(shot.seen) - 1) // kit.geometry.time_stride * kit.geometry.time_stride
+        if len(shot.seen) == self.frames and whole > 1:
+            truth = shot.truth[:, :whole]
+            self.ceiling.append(psnr(through_vae(kit, truth.to(kit.device)).cpu()[0, 1:], truth[0, 1:]).mean().item())
+
     def summary(self) -> dict:
         """`Row.summary` at the dragged points, and: epe_rel on their whole thing, of the rest, of a still image; psnr of a
-        still image and of the rest, which on quiet grounds has no point to track; the dragged points' epe_rel chunk by
-        chunk; drift, the last chunk over the first (looks as shares of the truth's)."""
+        still image, of the truth through the VAE, and of the rest, which on quiet grounds has no point to track; the
+        dragged points' epe_rel chunk by chunk; drift, the last chunk over the first (looks as shares of the truth's)."""
         said = {name: row.summary() for name, row in self.rows.items()}
         chunks = [total / count / self.width if count else None for total, count in self.chunks]
         mean = lambda values: sum(values) / len(values) if values else None
@@ -249,7 +258,8 @@ class Score:
         drift["epe"] = chunks[-1] / chunks[0] if chunks[0] and chunks[-1] is not None else None
         share = {f"epe_rel_{name}": said[name]["epe_rel"] if any(self.rows[name].seen) else None for name in said}
         return dict(said["dragged"], **{name: share[name] for name in ("epe_rel_thing", "epe_rel_rest", "epe_rel_still")},
-                    psnr_still=said["still"]["psnr"], psnr_rest=mean(self.ground), epe_rel_chunks=chunks,
+                    psnr_still=said["still"]["psnr"], psnr_vae=mean(self.ceiling), psnr_rest=mean(self.ground),
+                    epe_rel_chunks=chunks,
                     drift=drift, frames=self.frames, frames_measured=self.spans[-1][1], seeds=self.seeds)
 
 
@@ -308,6 +318,7 @@ def run(model: str | Kit = "tiny", clips: int = 8, json_path=None, *, cases: tup
                 shot = next(scenes[name])
                 made = play(kit, held(kit, shot) if whole else shot)
                 score.add(made, shot)
+                score.reach(kit, shot)
                 if strips and len(score.seeds) == 1:
                     save_strip(film(made, shot, f"{name}: {CASES[name].says}"), strips, name)
                 report["rows"][name] = score.summary()
@@ -350,13 +361,13 @@ def table(report: dict) -> str:
              f"{report['dtype']} on {report['device']}",
              *["the hand takes hold of whole things, and the rest is held still"] * bool(report.get("whole")),
              "EPE / width: at the dragged points, there in a still image, on their whole thing, of the rest",
-             f"{'':<10}{'EPE':>9}{'EPE/W':>9}{'still':>9}{'thing':>9}{'rest':>9}{'PSNR':>8}{'rest':>8}{'scenes':>8}"]
+             f"{'':<10}{'EPE':>9}{'EPE/W':>9}{'still':>9}{'thing':>9}{'rest':>9}{'PSNR':>8}{'VAE':>8}{'rest':>8}{'scenes':>8}"]
     number = lambda x, form="9.4f": f"{x:>{form}}" if x is not None else f"{'-':>{form.split('.')[0]}}"
     for name, row in report["rows"].items():
         if row["n"]:
             shares = "".join(number(row[f"epe_rel{what}"]) for what in ("", "_still", "_thing", "_rest"))
-            ground = number(row["psnr_rest"], "8.2f")
-            lines.append(f"{name:<10}{row['epe']:>7.2f}px{shares}{row['psnr']:>8.2f}{ground}{row['n']:>8}")
+            ceiling, ground = (number(row[f"psnr_{what}"], "8.2f") for what in ("vae", "rest"))
+            lines.append(f"{name:<10}{row['epe']:>7.2f}px{shares}{row['psnr']:>8.2f}{ceiling}{ground}{row['n']:>8}")
     row = report["rows"].get("long")
     if row and row["n"]:
         drift = ", ".join(f"{what} x {row['drift'][what]:.2f}" for what in ("epe", "sharpness", "saturation")

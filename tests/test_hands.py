@@ -156,6 +156,16 @@ def test_a_play_that_is_measured_in_part_is_the_same_play(toy):
     assert torch.equal(hands.play(toy, again), hands.play(toy, whole)[:, seen])
 
 
+def test_the_ceiling_is_what_the_vae_leaves_of_the_truth(toy, monkeypatch):
+    shot = next(hands.takes(World(toy.geometry), "drag", HELD_OUT, 1, FRAMES, toy.preset.tracks.max_id))
+    score = hands.Score(toy.geometry.width, [(0, FRAMES)], FRAMES)
+    monkeypatch.setattr(hands, "through_vae", lambda kit, truth: truth + .1)
+    score.reach(toy, shot)
+    assert score.ceiling == [pytest.approx(20, abs=1e-3)]
+    score.reach(toy, replace(shot, seen=shot.seen[::2]))
+    assert len(score.ceiling) == 1, "of a truth with gaps a VAE makes nothing"
+
+
 def test_the_rest_is_where_the_truth_never_changes():
     truth = torch.zeros(1, 5, 3, 8, 8)
     truth[:, 2:, :, :4] = 1
