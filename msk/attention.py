@@ -192,7 +192,7 @@ def capture(kind: str = "self", read: Callable | None = None):
 
 @torch.no_grad()
 def _record(q: Tensor, k: Tensor, mask: Tensor | None, kind: str) -> None:
-    one = next((one for one in reversed(_capturing) if one.thread == get_ident()), None)
+    one = next((one for one in tuple(_capturing)[::-1] if one.thread == get_ident()), None)
     if one is not None and one.kind == kind:
         one.found.append(one.read(q, k, mask))
 

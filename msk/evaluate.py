@@ -137,7 +137,7 @@ def by_teacher(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | No
 
 @torch.no_grad()
 def through_vae(kit: Kit, truth: Tensor) -> Tensor:
-    return kit.vae.decode(kit.vae.encode(truth))[0].float()
+    return torch.cat([frames.float() for frames in kit.decode(kit.vae.encode(truth))], dim=1)
 
 
 def displaced(truth: Tensor, seed: int, most: float = 3.0) -> tuple[Tensor, Tensor]:

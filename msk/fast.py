@@ -36,7 +36,8 @@ def prepare(kit: Kit, compiler: str | None = "inductor", fp8: bool = False, cloc
         limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
         setattr(torch._dynamo.config, limit, max(16, getattr(torch._dynamo.config, limit)))     # a past of 21 latents grows
         constant_turns()
-        attention._record = torch.compiler.disable(attention._record)           # who looks on is no part of a graph
+        if not hasattr(attention._record, "_torchdynamo_disable"):              # who looks on is no part of a graph
+            attention._record = torch.compiler.disable(attention._record)
         for block in kit.dit.blocks:                                            # one graph for all: they differ in weights
             block.compile(backend=compiler, dynamic=False)
         if isinstance(kit.vae, (TinyVAE, MixedVAE)):

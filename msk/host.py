@@ -10,10 +10,15 @@ from torch import Tensor
 
 def send(x: Tensor, device) -> Tensor:
     """x on that device. To a GPU by pinned memory, in its turn; a plain copy would wait for all that was asked before."""
-    here = x.device.type == "cpu"
-    if here and torch.device(device).type == "cuda":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=here)
+    there, here = torch.device(device).type, x.device.type == "cpu"
+    if here and there == "cuda":
+        x = pinned(x)
+    return x.to(device, non_blocking=here and there != "mps")       # on MPS such a copy may read what is gone by then
+
+
+def pinned(x: Tensor) -> Tensor:
+    """x in memory that a GPU reads by itself; made whole first, as torch cannot pin what repeats itself (`expand`)."""
+    return x.contiguous().pin_memory()
 
 
 def fetch(x: Tensor) -> Tensor:

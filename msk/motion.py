@@ -103,7 +103,7 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
     xy = torch.where(known[..., None], tracks.xy, 1e4).float()
     moved = torch.where(known[..., None], tracks.xy - origin[:, None], 0.).float()                  # [B, T, N, 2]
     rows, columns = torch.meshgrid(*(torch.arange(size, device=device) + 0.5 for size in (height, width)), indexing="ij")
-    size, frames, near = xy.new_tensor([width, height]), [], []
+    frames, near = [], []
     for i in range(b):                                                          # clip by clip: [T, M, N] is large
         if n:
             began = origin[i].float().nan_to_num(1e4)
@@ -115,8 +115,8 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
             distance, with_it = xy.new_ones(t, len(centres)), xy.new_zeros(t, len(centres), 2)
         way = with_it.unflatten(1, (len(y), len(x))).repeat_interleave(block, 1).repeat_interleave(block, 2)
         source = torch.stack([columns, rows], dim=-1) - way[:, :height, :width]                     # [T, H, W, 2]
-        frames.append(F.grid_sample(picture[i].expand(t, -1, -1, -1), source * 2 / size - 1, padding_mode="border",
-                                    align_corners=False))
+        source = torch.stack([source[..., 0] * 2 / width - 1, source[..., 1] * 2 / height - 1], dim=-1)     # in [-1, 1]
+        frames.append(F.grid_sample(picture[i].expand(t, -1, -1, -1), source, padding_mode="border", align_corners=False))
         near.append((1 - distance).clamp_min(0).unflatten(1, (len(y), len(x))))
     return torch.stack(frames), torch.stack(near)
 

@@ -251,7 +251,8 @@ class Stream:
 
     @property
     def stats(self) -> dict[str, float]:
-        """What the latest chunk took of the device's time: {"denoise_ms", "decode_ms", "clean_ms"}, those there are."""
+        """What was done last took of the device's time: {"denoise_ms", "decode_ms", "clean_ms"}, those there are; until a
+        chunk has settled, the last is of the one before."""
         return {f"{name}_ms": elapsed(*ends) for name, ends in self._took.items()}
 
 

@@ -158,6 +158,23 @@ def test_a_path_is_drawn_by_hand_while_it_plays_for_a_point_that_is_there(stage,
     stage.rests_at(0.4, 0.4)
 
 
+def test_a_path_leads_out_of_the_picture_and_its_mark_with_it(stage, session):
+    clicks_at = ((0.3, 0.5), (0.7, 0.5))
+    stage.page.keyboard.press("3")
+    clicks(stage, *clicks_at)
+    stage.page.keyboard.press("Enter")
+    until(lambda: 1 in session.points)
+    stage.page.keyboard.press("5")
+    stage.drag((0.7, 0.5), (1.3, 0.5), steps=8)                             # its end, out of the picture
+    until(lambda: session.points[1].way.nodes[-1][1].real > 1.25 * W)
+    stage.page.keyboard.press("Enter")
+    stage.wait("stage.current.marks.length && stage.current.marks[0].x > 1.25", 90)
+    assert stage.ask("stage.points.get(1).shown.x") > 1.2
+    assert stage.ask("stage.points.get(1).head") > 0.9 * session.points[1].way.nodes[-1][0]
+    stage.drag((0.995, 0.5), (0.6, 0.5), steps=8)                           # at the edge it is taken again
+    until(lambda: abs(session.points[1].way.nodes[-1][1].real - 0.6 * W) < 2)
+
+
 def test_a_double_click_ends_a_path_and_escape_leaves_one(stage, session):
     stage.page.get_by_role("button", name="Path", exact=True).click()
     clicks(stage, (0.2, 0.2), (0.5, 0.2))

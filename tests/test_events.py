@@ -137,7 +137,7 @@ def test_calls_are_bounded_and_a_bad_one_ends_nothing(canvas, monkeypatch):
 
 
 def test_gradio_is_given_no_more_than_the_page_has_room_for(monkeypatch):
-    monkeypatch.setattr(post, "BEAT", 0.05)
+    monkeypatch.setattr(post, "BEAT", 0.5)
 
     async def line():
         line = PostLine(events=True)
@@ -190,10 +190,6 @@ def test_where_only_gradios_routes_are_let_through_the_page_streams_by_its_event
             stage.page.mouse.up()
             np.testing.assert_allclose(ball(stage.frames(1)[0][2]), (0.7, 0.65), atol=0.02)
             stage.wait("stage.latencies.length > 10")
-            session = stage.ask("stage.hello.session")
-            stage.ask("stage.host.drop()")
-            stage.state("lost").state("playing", 120)           # and finds its session again, by the same way
-            assert stage.ask("stage.hello.session") == session and stage.ask("stage.host.way") == "events"
             stage.page.keyboard.press("Enter")
             stage.state("ended").page.locator(".msk-host .what").select_option("session")
             with stage.page.expect_download() as download:
@@ -203,6 +199,11 @@ def test_where_only_gradios_routes_are_let_through_the_page_streams_by_its_event
                 stage.page.locator(".msk-host [data-do=bring]").click()
             chooser.value.set_files(tmp_path / "session.json")
             stage.state("ready")
+            session = stage.ask("stage.hello.session")
+            stage.page.keyboard.press("Enter")
+            stage.state("playing").ask("stage.host.drop()")
+            stage.state("lost").state("playing", 120)           # and finds its session again, by the same way
+            assert stage.ask("stage.hello.session") == session and stage.ask("stage.host.way") == "events"
             stage.page.reload()                                 # says good-bye: the stage is free at once
             stage.state("ready")
             stage.page.close()

@@ -13,6 +13,7 @@ from msk.kit import Kit
 from msk.live.gaze import Gaze
 from msk.models import toy
 from msk.stream import Stream
+from msk.tracks import Tracks
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,7 @@ def test_a_chunk_waits_for_nothing_that_is_under_way_on_the_device(name, monkeyp
     if preset.dit.clip_dim:
         kit.clip = features(257, preset.dit.clip_dim)
     stream = Stream(kit, "a fish", torch.rand(3, 40, 40) if bench.takes_picture(kit) else None)
+    monkeypatch.setattr(torch.Tensor, "new_tensor", lambda *_: pytest.fail("waits for numbers"))    # `Sent` sees none of it
     ids, at = torch.arange(9)[None], 0
     for _ in range(5):
         tracks = bench.drag(kit, at, stream.frames_wanted, ids)
@@ -76,6 +78,16 @@ def test_a_chunk_waits_for_nothing_that_is_under_way_on_the_device(name, monkeyp
         assert frames.device.type == "meta" and frames.shape[1] == tracks.xy.shape[1] and not sent.waited
     if preset.stream.places == "held":
         assert len(sent.shapes) == 4 + stream.steps             # xy, visible, ids, origin; noise for each step
+
+
+def test_what_repeats_itself_is_made_whole_before_it_is_pinned(monkeypatch):
+    """Pinned memory has the strides of what is put there: torch refuses to write twice to one place."""
+    def pin_memory(x):
+        return torch.empty_strided(x.shape, x.stride()).copy_(x)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    tracks = Tracks.grid(PRESETS["toy"].geometry, 2, 5, batch=3)
+    assert 0 in tracks.ids.stride() and torch.equal(host.pinned(tracks.ids), tracks.ids)
 
 
 def test_compiled_blocks_and_decoder_make_the_same_frames_and_then_stay_as_they_are(close):

@@ -244,6 +244,21 @@ def test_a_hand_leads_a_thing_out_of_the_picture_and_back(play):
     assert goes(tracks).sum() > 3 and tracks.visible[0, -1, goes(tracks)].all()
 
 
+def test_before_the_first_frame_a_point_stays_in_the_picture_and_so_does_what_a_path_holds(play):
+    session = play()
+    session.add(1, 0.97, 0.5)
+    session.grab([1])
+    session.move([Sample(0.0, 1, 1.07, 0.5)])
+    session.release([1])
+    assert 0 <= session.points[1].target.real < W and session.points[1].origin == session.points[1].target
+    session.path(2, [(0, 1.2, 0.5), (1, 0.5, 0.5), (1, 0.5, 0.6)], "once", 1.0, 0.0)
+    point = session.points[2]
+    assert point.way.start.real > W and 0 <= point.origin.real < W
+    other = play()
+    assert other.go_on_from(session) == 0
+    assert len(other.points[2].way.nodes) == 3                          # two nodes of one moment, too
+
+
 def test_a_thing_whose_point_is_taken_away_stays_where_it_is_left_and_reset_brings_it_back(play):
     session = play()
     session.add(1, *share(BALL))

@@ -33,6 +33,7 @@ def add_events(lobby: Lobby) -> None:
                     yield base64.b64encode(piece).decode()
         finally:
             here.discard(line)
+            line.loop.call_later(0.5, line.end, 1006)           # as `down` does, which may not have begun
 
     async def post(token: str, key: str, data: str, took: int, request: gr.Request) -> tuple[int, str]:
         return refusal(request, token, key, data) or lobby.post(key, read(data, MAX_POST), took if type(took) is int else 0)

@@ -32,6 +32,9 @@ class Gaze:
 
     @contextmanager
     def __call__(self, stream, steps: int | None = None, at: tuple[float, float] | None = None) -> Iterator[dict]:
+        if not hasattr(stream, "config"):                       # no stream of ours, and nobody knows where its sink ends
+            yield {}
+            return
         stream.settle()                                         # a clean pass is none of this chunk's
         sink, last, calls, seen = self.sink(stream), (steps or stream.steps) - 1, count(), {}
 

@@ -22,7 +22,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from PIL import Image
 
@@ -170,8 +170,11 @@ def same(secret: str, guess: str) -> bool:
 
 
 def name_of(host: str) -> str:
-    """A Host header without its port."""
-    return urlsplit(f"//{host}").hostname or ""
+    """A Host header without its port; "" if it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 async def body_of(request, most: int) -> bytes | None:
@@ -262,7 +265,7 @@ class Lobby:
             return f"this server does not answer to the name {name_of(host)!r:.80}"
         believed = self.hosts is None or name_of(forwarded) in self.hosts.difference(LOOPBACK)  # any page may claim those
         origin = headers.get("origin", "")
-        if not origin or urlsplit(origin).netloc not in (host, forwarded if believed and forwarded else host):
+        if not host or not origin or origin.partition("://")[2] not in (host, forwarded if believed and forwarded else host):
             return f"a page from {origin or 'nowhere'!r:.80} may not use the stage of {host!r:.80}"
         return None if self.tokens.known(token) else "the page's token is missing or too old: reload it"
 
@@ -403,7 +406,7 @@ class Lobby:
         elif kind == "ack":
             visitor.link.acked(message["seq"])
         elif kind == "open":
-            image = self.pictures[message["image"]] if message["image"] else session.image
+            image = self.pictures[message["image"]] if message["image"] else session.source
             if image is None:
                 raise ProtocolError("there is no picture yet: choose one")
             self.picture = message["image"] or self.picture
@@ -411,7 +414,7 @@ class Lobby:
         elif kind == "export":
             file = await asyncio.to_thread(self._export, session, message["what"], message["mark"])
             if getattr(visitor.socket, "events", False):        # a file in its folder Gradio gives out itself
-                file["url"] = f"gradio_api/file={self._files[file['url'].rpartition('/')[2]]}"
+                file["url"] = f"gradio_api/file={quote(str(self._files[file['url'].rpartition('/')[2]]))}"
             visitor.say(file)
         elif kind in ("recall", "load"):
             await asyncio.to_thread(session.hear, message)
@@ -499,8 +502,14 @@ class Lobby:
         self.player = visitor
         try:
             session, lost = self.new_session(), 0
+            if before is not None and before.source is None:
+                before = None
             if before is not None:                      # before the page hears of it, so that it keeps its points
-                lost = session.go_on_from(before, self.pictures.get(self.picture))
+                try:
+                    lost = session.go_on_from(before, self.pictures.get(self.picture))
+                except Exception:                       # the new model plays all the same, from the first picture
+                    log.exception("a session could not go along to another model")
+                    before = None
             self._seat(visitor, session, secrets.token_urlsafe(12))
             if lost:
                 visitor.say({"type": "note", "message": f"{lost} of the points lie outside of what this model sees of the "
@@ -523,10 +532,11 @@ class Lobby:
         choice = self.choice
         offers = {"models": [asdict(offer) for offer in choice.offers], "playing": choice.playing} if choice else {}
         visitor.say(greeting(session, id) | offers)
-        visitor.say(session.describe())
-        if session.state != "playing" and session.still() is not None:
-            visitor.show(session.still())
-        session.on_event, session.on_frame = safely(visitor.say), safely(visitor.show)
+        with session._changed:                          # what it tells meanwhile comes after
+            visitor.say(session.describe())
+            if session.state != "playing" and session.still() is not None:
+                visitor.show(session.still())
+            session.on_event, session.on_frame = safely(visitor.say), safely(visitor.show)
 
     async def leave(self, visitor: Visitor, clean: bool) -> None:
         if visitor in self.waiting:

@@ -27,7 +27,6 @@ from PIL import Image
 from ..grip import Thing, inside
 from ..host import fetch
 from ..picture import fitted, middle, read_picture
-from ..tracks import Tracks
 from .follow import Follow, Follower
 from .hold import Hold
 from .pace import Pace
@@ -190,7 +189,7 @@ class Session:
                 point.track_id = self._new_track()
             self.take = self._new_take()
             self._tell()
-            return len(staying) - len(told)
+            return len(staying) - len(self.points)
 
     def start(self) -> None:
         """Begin a take; go on if it is paused; begin again from the picture if it has ended."""
@@ -346,7 +345,7 @@ class Session:
                     self._settle_on_picture(point)
             else:
                 self._check_new([id])
-                self._put_new(id, way.start, "path", now)
+                self._put_new(id, self._place(*self._share(way.start), 0.0), "path", now)
                 self.points[id].way = way
 
     def grab(self, ids: Iterable[int], t: float | None = None) -> None:
@@ -649,11 +648,11 @@ class Session:
             self.hold.grips = grips and self.hold.cut is not None
 
     def _settle_on_picture(self, point: Point) -> None:
-        """Before the first frame a point is where it was put."""
+        """Before the first frame a point is where it was put; what it holds is in the picture."""
         if self.state in ("opening", "ready", "empty"):
-            place = point.target
+            place = self._place(*self._share(point.target), 0.0)
             moved = place != point.origin
-            point.rest_at(place, time.monotonic())
+            point.rest_at(place if point.way is None else point.target, time.monotonic())
             point.home = point.origin = place
             if moved:
                 self._touch(point)
@@ -698,7 +697,7 @@ class Session:
                 way = None
                 if kind == "path":
                     nodes = tuple((float(t), self._place(float(x), float(y))) for t, x, y in p["nodes"][:MAX_NODES])
-                    if not nodes or any(b[0] <= a[0] for a, b in zip(nodes, nodes[1:])):
+                    if not nodes or any(b[0] < a[0] for a, b in zip(nodes, nodes[1:])):
                         raise ValueError("the nodes of a path come one after the other")
                     way = Way(nodes, p["loop"], min(max(float(p["speed"]), 0.1), 10.0))
                 point = Point(id, int(p["track"]) % self.max_id, kind, Follower(at, now, self.follow), None,
@@ -914,8 +913,8 @@ class Session:
         asked = ([(p.track_id, p.id, p.kind, path, inside(np.array(path), size).tolist(), p.origin)
                   for p, path in zip(points, paths)]                # outside the picture a hand leads its thing, unseen
                  + [(track, mark, "camera", path, seen, origin) for track, mark, path, seen, origin in flown])
-        marks = [[Mark(id, kind, *self._share(path[i])) for _, id, kind, path, seen, _ in asked if seen[i]]
-                 for i in range(frames)]
+        marks = [[Mark(id, kind, *self._share(path[i])) for _, id, kind, path, seen, _ in asked
+                  if seen[i] or kind != "camera"] for i in range(frames)]
         gone = [p.id for p in points if p.leaving and abs(p.follower.at - p.follower.target) < 1]
         for id in gone:
             self._drop(id)
@@ -942,7 +941,8 @@ class Session:
             self._take_points(record["points"], running=True)
         size, seen = complex(self.geometry.width, self.geometry.height), record.get("seen")
         marks = [[Mark(int(id) % 65536, kind, x / size.real, y / size.imag) for n, ((id, kind), (x, y)) in enumerate(
-                  zip(record["who"], row)) if seen is None or seen[i][n]] for i, row in enumerate(record["xy"])]
+                  zip(record["who"], row)) if kind != "camera" or seen is None or seen[i][n]]
+                 for i, row in enumerate(record["xy"])]
         where = {id: complex(*xy) for (id, kind), xy in zip(record["who"], record["xy"][-1] if record["xy"] else [])
                  if kind != "camera"}
         for point in self.points.values():
@@ -1021,15 +1021,14 @@ class Session:
                 if not again and self._pace.took(took, frames / self.fps):
                     self._making.clear()
                     self._cycle.clear()
-        if seen:
-            self._send({"type": "gaze", "chunk": chunk, **seen})
+        words = [{"type": "gaze", "chunk": chunk, **seen}] if seen else []
         if look:
-            self._send_map(look, tracks, chunk)
-
-    def _send_map(self, eye: Callable, tracks: Tracks | None, chunk: int) -> None:
-        pictures = eye(tracks, chunk == 0)                                                                  # [F, h, w, 3]
-        self._send({"type": "map", "chunk": chunk, "frames": len(pictures),
-                    "picture": packed(Image.fromarray(np.concatenate(pictures, axis=1)))})
+            pictures = look(tracks, chunk == 0)                                                             # [F, h, w, 3]
+            words.append({"type": "map", "chunk": chunk, "frames": len(pictures),
+                          "picture": packed(Image.fromarray(np.concatenate(pictures, axis=1)))})
+        with self._changed:
+            for word in words if era == self._era else ():
+                self._send(word)
 
     # -- the player --------------------------------------------------------------------------------------------------
 

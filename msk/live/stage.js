@@ -132,7 +132,7 @@ function eventsLine({ at, token, session, ...on }) {
       source.addEventListener("error", ({ data }) => done(data ? JSON.parse(data).error : ""));
     }).finally(close);
   }, async (key, body) => (await run("post", key, body && await base64(body), came - 1))[0]);
-  return { ...line, bring: async (file) => (await run("bring", session, await base64(file)))[1] };
+  return { ...line, bring: async (file, id) => (await run("bring", id, await base64(file)))[1] };
 }
 
 const base64 = async (blob) => new Promise((done) => {
@@ -181,7 +181,7 @@ function socketHost({ url, token }) {
     },
     send(data) { return !!line && line.send(data instanceof ArrayBuffer || typeof data === "string" ? data : JSON.stringify(data)); },
     async bring(file) {                     // a session file; what is wrong with it, or ""
-      if (line.bring) return line.bring(file);
+      if (line.bring) return line.bring(file, session);
       const answer = await fetch(at("session/" + encodeURIComponent(session)), { method: "POST", body: file, headers: { "x-msk-token": token } });
       return answer.ok ? "" : (await answer.text()).slice(0, 300);
     },
@@ -549,7 +549,7 @@ function mountStage(el, host) {
       if (p.nodes && p.head !== null && runs())
         inkLabel(sheet, here, `${Math.round(p.head / p.speed * hello.fps)}`, 0, -22, true);
     }
-    if (editable() !== null) inkNodes(sheet, points.get(editable()).nodes, node);
+    if (editable() !== null) inkNodes(sheet, points.get(editable()).nodes.map(([t, x, y]) => [t, clamp(x), clamp(y)]), node);
     if (draft) inkDraft(sheet, draft.nodes, draft.clicked ? rubber || cross || spotOf(lastOf(draft.nodes)) : null);
     for (const hand of hands.values()) if (hand.box) inkHandBox(sheet, hand.box, hand.filled);
     if (corner) inkHandBox(sheet, boxOf(corner, cross), tool === "grid");
@@ -594,6 +594,7 @@ function mountStage(el, host) {
   }
 
   function refresh() {
+    if (editable() === null) node = null;
     if (gazing && greeted && gazer !== lone()) askGaze();
     const on = runs(wanted), pressed = (name, value) => {
       for (const b of all(`[data-${name}]`)) b.setAttribute("aria-pressed", String(b.dataset[name] === value));
@@ -657,7 +658,7 @@ function mountStage(el, host) {
   }
 
   function nearestNode(nodes, at, reach) {
-    const far = nodes.map((one) => pixelsFrom(spotOf(one), at)), least = Math.min(...far);
+    const far = nodes.map((one) => pixelsFrom(inside(spotOf(one)), at)), least = Math.min(...far);
     return least < reach ? far.indexOf(least) : null;
   }
 
@@ -679,8 +680,8 @@ function mountStage(el, host) {
 
   function grab(event, at, ids) {
     const starts = new Map(), free = new Set([...hands.values()].flatMap((hand) => hand.ids));
-    for (const id of ids) if (!free.has(id)) {
-      const p = points.get(id), here = p.nodes ? p : inside(placeOf(p));
+    for (const id of ids) if (!free.has(id)) {                          // one alone comes in from the edge, where it is shown
+      const p = points.get(id), here = p.nodes ? p : ids.length > 1 ? placeOf(p) : inside(placeOf(p));
       starts.set(id, { x: here.x - at.x, y: here.y - at.y });
     }
     const every = starts.size > 8 ? 40 : 0;             // milliseconds between samples: a line carries only so many
@@ -887,11 +888,11 @@ function mountStage(el, host) {
 
   function chooseIn([left, top, right, bottom], more) {
     const within = ({ x, y }) => x >= left && x <= right && y >= top && y <= bottom;
-    choose([...points].filter(([, p]) => within(placeOf(p))).map(([id]) => id), more);
+    choose([...points].filter(([, p]) => within(inside(placeOf(p)))).map(([id]) => id), more);
   }
 
   const ENDED = "This take has ended: press Enter to begin again.";
-  const isOver = () => state === "ended" || state === "failed";
+  const isOver = () => wanted === "ended" || wanted === "failed";
 
   // The camera: one finger pans, two zoom and roll as well.
   const flying = makeFlying((move) => {

@@ -107,7 +107,7 @@ class Pulled:
         elif kind == "ping":
             self.words.append({"type": "pong", "t": message["t"]})
         elif kind == "open":
-            self.session.open(self.session.image, message["prompt"], message["seed"])
+            self.session.open(self.session.source, message["prompt"], message["seed"])
         elif kind == "export":
             path = export(self.session, message["what"], self._files, message["mark"])
             packed = base64.b64encode(path.read_bytes()).decode()

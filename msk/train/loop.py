@@ -171,8 +171,12 @@ class Checkpoint:
         except Exception as error:
             raise ValueError(f"{self.path} cannot be read as a checkpoint ({error}): delete it to start this stage anew"
                              ) from error
-        for name, part in self.parts.items():
-            part.load_state_dict(saved[name])
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{self.path} was begun with other settings ({error}): go on with the same --preset and "
+                             "--init, or delete it to start this stage anew") from error
         self.budget.done, self.budget.spent = saved["done"], saved["spent"]
         torch.set_rng_state(saved["rng"])
         return True

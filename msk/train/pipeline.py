@@ -413,7 +413,7 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         torch.set_num_threads(threads)
     keep_memory()
     if init is not None:
-        for part in READS[stages[0]]:
+        for part in READS[stages[0]] or ("teacher", "student", "track_head", "text"):      # a decoder alone makes no kit
             source = Path(init) / f"{part}.safetensors"
             if source.exists() and not (out / source.name).exists():
                 save_weights({n: w.float() for n, w in read_weights(source).items()}, out / source.name)

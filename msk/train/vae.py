@@ -51,7 +51,8 @@ def clips(geometry: Geometry, batch: int, frames: int = 5, full: float = 0.35, c
                 corner = torch.rand(n, 2, generator=dice) * (size - cut + 1)
                 if fast:
                     scene = scene.hurried(torch.Generator(device=device).manual_seed(seed))
-                    middle = scene.centre[range(n), frames // 2, scene.there.int().argmax(dim=1)].cpu()     # of the nearest
+                    nearest = scene.there.shape[1] - 1 - scene.there.flip(1).int().argmax(dim=1)
+                    middle = scene.centre[range(n), frames // 2, nearest].cpu()
                     corner = (middle + 1) / 2 * size + (corner - (size - cut) / 2) / 2 - cut / 2
                 corner = corner.long().clamp(min=0).minimum(size - cut)
                 found += [x[..., y:y + cut[1], j:j + cut[0]] for x, (j, y) in zip(scene.render(), corner.tolist())]
