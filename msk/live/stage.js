@@ -808,7 +808,7 @@ function mountStage(el, host) {
 
   // One node of a way is dragged.
   function bend(at, id, index) {
-    const [, x, y] = points.get(id).nodes[index];
+    const { x, y } = inside(spotOf(points.get(id).nodes[index]));         // where it is shown
     let moved = false;
     choose([id]);
     node = index;
