@@ -207,7 +207,7 @@ class Score:
     """What was measured of one case so far; spans: the measured frames [from, to) of each chunk that has some."""
     width: int
     spans: list[tuple[int, int]]
-    frames: int                                                             # made, of which these are
+    frames: int = 0                                                         # made, of which these are; 0: they are all
     rows: dict[str, Row] = field(default_factory=dict)
     chunks: list[tuple[float, int]] = field(default_factory=list)           # distances of the dragged points, how many
     ground: list[float] = field(default_factory=list)                       # `psnr_rest`
@@ -216,6 +216,7 @@ class Score:
     seeds: list[int] = field(default_factory=list)
 
     def __post_init__(self):
+        self.frames = self.frames or self.spans[-1][1]
         self.rows = {name: Row(self.width) for name in ("dragged", "thing", "rest", "still")}
         self.chunks = [(0., 0)] * len(self.spans)
 
