@@ -21,7 +21,7 @@ msk: drag points on a picture and watch the video follow.
            msk models                   every preset: size, memory, disk, licence
   measure  msk bench                    how fast: frames per second, latency, memory
            msk eval                     how good: does it follow, is it sharp
-  make     msk train all                the four stages: vae, teacher, causal, distill
+  make     msk train all                all stages: vae, teacher, causal, distill, finish
            msk widen BASE               columns for tracks in a Wan transformer, to train from
 """
 
@@ -156,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", metavar="F", help="write the figures there too")
 
     train = command("train", run_train, "train a model from nothing, or go on")
-    train.add_argument("stage", choices=["vae", "teacher", "causal", "distill", "all"])
+    train.add_argument("stage", choices=["vae", "teacher", "causal", "distill", "finish", "all"])
     train.add_argument("--preset", default="tiny", help="which sizes")
     train.add_argument("--budget", type=seconds, default="60m", help="time for it: 90s, 60m, 1h30m")
     train.add_argument("--out", metavar="DIR", help="checkpoints and previews; runs/PRESET")

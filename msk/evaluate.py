@@ -113,14 +113,16 @@ def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | No
     config, generator = kit.preset.stream, torch.Generator().manual_seed(seed)
     length = kit.geometry.latent_frames(frames)
     chunks = next(i for i in range(1, length + 1) if config.span(i)[0] >= length)
-    cond = kit.condition(captions, _until(tracks, kit.geometry.pixel_frames(config.span(chunks)[0])), first)
+    tracks = _until(tracks, kit.geometry.pixel_frames(config.span(chunks)[0]))
+    cond, moved = kit.condition(captions, tracks, first), kit.moved(tracks, first)
     roll, made, past = Roll(kit.dit, kit.dit.read(cond.text, cond.clip), config), [], None
     for now in (slice(*config.span(i)) for i in range(chunks)):
         motion = cond.motion[:, now] if cond.motion is not None else None
         x0 = roll.next(_noise(kit, len(captions), now.stop - now.start, generator), motion,
                        given(kit.dit, cond.image, now), generator=generator)
         pixels, past = kit.vae.decode(x0, past)
-        made.append(pixels)
+        done = sum(part.shape[1] for part in made)
+        made.append(kit.finished(pixels, moved[:, done:done + pixels.shape[1]] if moved is not None else None))
     return torch.cat(made, dim=1)[:, :frames].float()
 
 
@@ -132,7 +134,7 @@ def by_teacher(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | No
     for step in sample(kit.dit, _noise(kit, len(captions), kit.geometry.latent_frames(frames), generator), cond,
                        preset.sample_steps, preset.stream.time_shift, preset.text_scale, preset.motion_scale):
         latents = step.x0
-    return kit.vae.decode(latents)[0].float()
+    return torch.cat([made.float() for made in kit.decode(latents, moved=kit.moved(tracks, first))], dim=1)
 
 
 @torch.no_grad()

@@ -36,7 +36,8 @@ def by_teacher(kit: Kit, prompt: str, picture, tracks: Tracks | None, frames: in
     """Yield the clip in pieces [T, 3, H, W], all of it sampled before; scales default to the preset's."""
     preset, (h, w) = kit.preset, kit.geometry.latent_size
     length = 1 + -(-(frames - 1) // kit.geometry.time_stride)           # latent frames, rounded up
-    cond = kit.condition([prompt], covering(tracks, 0, kit.geometry.pixel_frames(length)), picture)
+    tracks = covering(tracks, 0, kit.geometry.pixel_frames(length))
+    cond = kit.condition([prompt], tracks, picture)
     noise = torch.randn(1, length, kit.dit.config.latent_channels, h, w, generator=torch.Generator().manual_seed(seed))
     steps = sample(kit.dit, noise.to(kit.device), cond, preset.sample_steps, preset.stream.time_shift,
                    preset.text_scale if text_scale is None else text_scale,
@@ -45,7 +46,7 @@ def by_teacher(kit: Kit, prompt: str, picture, tracks: Tracks | None, frames: in
     for step in tqdm(steps, "teacher", preset.sample_steps, leave=False):
         latents = step.x0
     left = frames
-    for made in kit.decode(latents):
+    for made in kit.decode(latents, moved=kit.moved(tracks, picture)):
         yield made[0, :left].float().cpu()
         left -= made.shape[1]
 

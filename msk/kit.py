@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from .config import PRESETS, Geometry, Preset
 from .dit import WIDE, DiT
+from .finish import Finish
 from .guidance import Condition
-from .motion import TrackHead, carry
+from .motion import TrackHead, encoded, moved
 from .picture import picture
 from .text import TextEncoder
 from .tinyvae import TinyVAE
@@ -23,7 +24,7 @@ from .tracks import Tracks
 from .weights import fetch, fill, first_line, read_weights, save_weights, write_whole
 
 ROLES = ("student", "teacher")
-PARTS = ("track_head", "vae", "text", "clip")   # beside the transformer; not every kit has text and clip of its own
+PARTS = ("track_head", "vae", "text", "clip", "finish")     # beside the transformer; not every kit has the last three
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Kit:
     preset: Preset
     role: str = "student"
     clip: nn.Module | None = None               # pictures [B, 3, H, W] -> CLIP features, for models that look at them
+    finish: Finish | None = None                # decoded frames, what tracks carry -> frames as they are shown
 
     @property
     def name(self) -> str:
@@ -58,7 +60,7 @@ class Kit:
         preset = preset if isinstance(preset, Preset) else known(preset)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Kit(*_modules(preset), preset, role).eval()
+            return Kit(*_modules(preset), preset, role, finish=_finish(preset)).eval()
 
     def modules(self) -> dict[str, nn.Module]:
         """By file name; the transformer under its role."""
@@ -82,6 +84,8 @@ class Kit:
             for vae in (module for module in self.vae.modules() if isinstance(module, TinyVAE)):
                 vae.encoder.to(dtype=dtype, memory_format=torch.channels_last)
                 vae.decoder.to(dtype=dtype, memory_format=torch.channels_last)
+            if self.finish is not None:
+                self.finish.to(dtype=dtype, memory_format=torch.channels_last)
         return self
 
     @torch.no_grad()
@@ -116,12 +120,22 @@ class Kit:
         return torch.cat([mask, latents], dim=2)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, at_once: int = 3) -> Iterator[Tensor]:
-        """Yield the frames [B, T, 3, H, W] of a clip, a few latent frames at a time: what it takes does not grow with it."""
-        past = None
+    def decode(self, latents: Tensor, at_once: int = 3, moved: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield the frames [B, T, 3, H, W] of a clip, a few latent frames at a time: what it takes does not grow with it.
+
+        moved: what tracks carry all along (`Kit.moved`), for models whose frames are finished.
+        """
+        past, made = None, 0
         for part in latents.split(at_once, dim=1):
             frames, past = self.vae.decode(part, past)
-            yield frames
+            here = slice(made, made + frames.shape[1])
+            yield self.finished(frames, moved[:, here] if moved is not None else None)
+            made = here.stop
+
+    @torch.no_grad()
+    def finished(self, frames: Tensor, moved: Tensor | None) -> Tensor:
+        """Decoded frames [B, T, 3, H, W] as they are shown: pulled to what tracks carry, where the kit has learned to."""
+        return frames if self.finish is None or moved is None else self.finish(frames, moved)
 
     @torch.no_grad()
     def encode_clip(self, image) -> Tensor | None:
@@ -149,21 +163,29 @@ class Kit:
         return Condition(text, motion, given, null, clip.expand(len(prompts), -1, -1) if clip is not None else None)
 
     @torch.no_grad()
-    def motion(self, tracks: Tracks, image=None, start: bool = True) -> Tensor:
-        """Tracks as the transformer reads them; image: the given picture, for them to carry. start: see `TrackHead`."""
-        shown = bool(tracks.visible.any())              # asked where tracks come from; what none carries is zeros
-        tracks, carried = tracks.to(self.device), None
-        if image is not None and self.preset.tracks.carry and shown:
-            pixels = self.pixels(image).expand(len(tracks.xy), -1, -1, -1)
-            carried = carry(tracks, pixels, self.vae.encode_alone, self.geometry, start)
-        return self.track_head(tracks, start, carried)
+    def moved(self, tracks: Tracks | None, image) -> Tensor | None:
+        """The given picture as the tracks move it, [B, T, 4, H, W] (see `motion.moved`); None where nothing is carried."""
+        shown = tracks is not None and bool(tracks.visible.any())               # asked where tracks come from
+        if image is None or not self.preset.tracks.carry or not shown:
+            return None
+        return moved(tracks.to(self.device), self.pixels(image).expand(len(tracks.xy), -1, -1, -1), self.geometry)
+
+    @torch.no_grad()
+    def motion(self, tracks: Tracks, image=None, start: bool = True, moved: Tensor | None = None) -> Tensor:
+        """Tracks as the transformer reads them; image: the given picture, for them to carry. start: see `TrackHead`.
+
+        moved: `Kit.moved` of these, if it is known already.
+        """
+        moved = self.moved(tracks, image) if moved is None else moved
+        carried = encoded(moved, self.vae.encode_alone, self.geometry, start) if moved is not None else None
+        return self.track_head(tracks.to(self.device), start, carried)
 
     def save(self, folder) -> Path:
         """config.json and one safetensors file per part, each written whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, module in self.modules().items():
-            if isinstance(module, (DiT, TrackHead, TinyVAE, TextEncoder)):      # what came from outside stays outside
+            if isinstance(module, (DiT, TrackHead, TinyVAE, TextEncoder, Finish)):      # what came from outside stays outside
                 save_weights(module.state_dict(), folder / f"{name}.safetensors")
         write_whole(folder / "config.json", json.dumps(self.preset.to_dict(), indent=2).encode() + b"\n")
         return folder
@@ -317,6 +339,10 @@ def _modules(preset: Preset) -> tuple[DiT, nn.Module, nn.Module, nn.Module | Non
             TextEncoder(preset.text) if preset.text else None)
 
 
+def _finish(preset: Preset) -> Finish | None:
+    return Finish(preset.finish) if preset.finish else None
+
+
 def _open(folder: Path, role: str, device, dtype: torch.dtype | None) -> Kit:
     """A kit folder as a kit."""
     try:
@@ -328,7 +354,8 @@ def _open(folder: Path, role: str, device, dtype: torch.dtype | None) -> Kit:
         raise FileNotFoundError(f"{folder} holds no {role}" + (f", only a {' and a '.join(held)}: ask for that"
                                                                if held else " and no other transformer: train one"))
     with torch.random.fork_rng(devices=[]):
-        kit = Kit(*_modules(preset), preset, role).eval()
+        finish = _finish(preset) if (folder / "finish.safetensors").is_file() else None     # its stage comes last
+        kit = Kit(*_modules(preset), preset, role, finish=finish).eval()
     for name, module in kit.modules().items():
         fill(module, read_weights(folder / f"{name}.safetensors"), str(folder / f"{name}.safetensors"))
     device = device_of(device)

@@ -87,6 +87,16 @@ def splat(tracks: Tracks, geometry: Geometry, config: TrackConfig) -> Tensor:
     return grid.view(b, t, h, w, -1).permute(0, 1, 4, 2, 3)
 
 
+def fill(x: Tensor, known: Tensor) -> Tensor:
+    """x [T, C, h, w] where `known` [T, 1, h, w] bool; elsewhere what is known around it, from ever farther away."""
+    if known.all() or max(x.shape[-2:]) == 1:
+        return x * known
+    share = F.avg_pool2d(known.float(), 2, ceil_mode=True)
+    coarse = F.avg_pool2d(x * known, 2, ceil_mode=True) / share.clamp_min(1e-6)
+    around = F.interpolate(fill(coarse, share > 0), size=x.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(known, x, around)
+
+
 @torch.no_grad()
 def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple[Tensor, Tensor]:
     """The given picture as its tracks move it: picture [B, 3, H, W] -> frames [B, T, 3, H, W], and near [B, T, H/4, W/4].
@@ -94,48 +104,75 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
     Each block of pixels goes with the visible track nearest to its centre, if one is within reach and knows its origin; the
     others stay. A track reaches as far as its next neighbour began, at least `reach` pixels and at most twice as many: one
     that is alone speaks for more. near: 1 where a track runs through the centre, 0 as far as it reaches. No parameters.
+
+    What lay there may have gone with another track: pixels are of the track nearest to them in the picture, and where that
+    has left by more than it was away, the block is filled from around it (`fill`), and near is a quarter.
     """
     (b, t, n, _), (height, width), device = tracks.xy.shape, picture.shape[-2:], tracks.xy.device
     y, x = (torch.arange(0, size, block, device=device) + block / 2 for size in (height, width))
     centres = torch.cartesian_prod(y, x).flip(-1)                                                   # [M, 2], x then y
+    blocks = lambda z: z.unflatten(1, (len(y), len(x)))                                             # [T, M, ...]
+    pixels = lambda z: blocks(z).repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :height, :width]
     origin = tracks.origins()
-    known = tracks.visible & tracks.xy.isfinite().all(-1) & origin.isfinite().all(-1)[:, None]
+    placed = tracks.xy.isfinite().all(-1) & origin.isfinite().all(-1)[:, None]                      # [B, T, N]
+    known = tracks.visible & placed
     xy = torch.where(known[..., None], tracks.xy, 1e4).float()
-    moved = torch.where(known[..., None], tracks.xy - origin[:, None], 0.).float()                  # [B, T, N, 2]
+    moved = torch.where(placed[..., None], tracks.xy - origin[:, None], 0.).float()                 # [B, T, N, 2]
     rows, columns = torch.meshgrid(*(torch.arange(size, device=device) + 0.5 for size in (height, width)), indexing="ij")
     frames, near = [], []
     for i in range(b):                                                          # clip by clip: [T, M, N] is large
+        gone = torch.zeros(t, len(centres), dtype=torch.bool, device=device)
+        distance, way = torch.ones_like(gone, dtype=torch.float), centres.new_zeros(t, len(centres), 2)
         if n:
             began = origin[i].float().nan_to_num(1e4)
             apart = torch.cdist(began, began).fill_diagonal_(torch.inf).amin(dim=1).clamp(reach, 2 * reach)     # [N]
             distance, who = torch.cdist(centres.expand(t, -1, -1), xy[i]).min(dim=-1)               # [T, M]
             distance = distance / apart[who]
-            with_it = moved[i].gather(1, who[..., None].expand(-1, -1, 2)) * (distance < 1)[..., None]
-        else:
-            distance, with_it = xy.new_ones(t, len(centres)), xy.new_zeros(t, len(centres), 2)
-        way = with_it.unflatten(1, (len(y), len(x))).repeat_interleave(block, 1).repeat_interleave(block, 2)
-        source = torch.stack([columns, rows], dim=-1) - way[:, :height, :width]                     # [T, H, W, 2]
+            with_it = distance < 1
+            way = moved[i].gather(1, who[..., None].expand(-1, -1, 2)) * with_it[..., None]
+            column, row = ((centres - way) / block).long().unbind(-1)
+            shown = row.clamp(0, len(y) - 1) * len(x) + column.clamp(0, len(x) - 1)     # [T, M]: which block of the picture
+            away, whose = torch.cdist(centres, began).min(dim=-1)                                   # [M]
+            theirs = whose[shown]
+            left = (moved[i].gather(1, theirs[..., None].expand(-1, -1, 2)) - way).norm(dim=-1)
+            were = torch.where(with_it, (began[theirs] - began[who]).norm(dim=-1), away[shown])
+            gone = (left > were.clamp_min(block)) & placed[i].gather(1, theirs) & (away < apart[whose])[shown]
+        source = torch.stack([columns, rows], dim=-1) - pixels(way)                                 # [T, H, W, 2]
         source = torch.stack([source[..., 0] * 2 / width - 1, source[..., 1] * 2 / height - 1], dim=-1)     # in [-1, 1]
-        frames.append(F.grid_sample(picture[i].expand(t, -1, -1, -1), source, padding_mode="border", align_corners=False))
-        near.append((1 - distance).clamp_min(0).unflatten(1, (len(y), len(x))))
+        taken = F.grid_sample(picture[i].expand(t, -1, -1, -1), source, padding_mode="border", align_corners=False)
+        if gone.any():
+            mean = F.avg_pool2d(taken, block, ceil_mode=True)
+            around = F.interpolate(fill(mean, ~blocks(gone)[:, None]), size=(height, width), mode="bilinear")
+            taken = torch.where(pixels(gone)[:, None], around, taken)
+        frames.append(taken)
+        near.append(blocks((1 - distance).clamp_min(0) * torch.where(gone, .25, 1.)))
     return torch.stack(frames), torch.stack(near)
 
 
-def carry(tracks: Tracks, picture: Tensor, encode, geometry: Geometry, start: bool = True) -> Tensor:
-    """What the tracks carry of the given picture, as latents: picture [B, 3, H, W] -> [B, F, C + 4, h, w].
+def moved(tracks: Tracks, picture: Tensor, geometry: Geometry) -> Tensor:
+    """What the tracks carry of the given picture: picture [B, 3, H, W] -> its pixels, moved (`warp`: one and a half cells
+    far, three where a track is alone), and how near tracks are, [B, T, 4, H, W]."""
+    frames, near = warp(tracks, picture, 1.5 * geometry.stride)
+    near = F.interpolate(near, size=frames.shape[-2:], mode="nearest")
+    return torch.cat([frames, near[:, :, None]], dim=2)
 
-    The picture is moved (`warp`; one and a half cells far, three where a track is alone) and encoded, four pixel frames at
-    a time (`encode`: [B, 4 F, 3, H, W] -> [B, F, C, h, w]); then, for each of the four, how near tracks are. Zero where no
-    track is near. start: see `TrackHead`. After Wan-Move (2512.08765), which copies latents: latents move in steps of a
-    cell, pixels do not.
+
+def carry(tracks: Tracks, picture: Tensor, encode, geometry: Geometry, start: bool = True) -> Tensor:
+    """What the tracks carry of the given picture, as latents: `encoded`, `moved`. [B, 3, H, W] -> [B, F, C + 4, h, w]"""
+    return encoded(moved(tracks, picture, geometry), encode, geometry, start)
+
+
+def encoded(moved: Tensor, encode, geometry: Geometry, start: bool = True) -> Tensor:
+    """The moved picture [B, T, 4, H, W] as latents [B, F, C + 4, h, w].
+
+    It is encoded four pixel frames at a time (`encode`: [B, 4 F, 3, H, W] -> [B, F, C, h, w]); then, for each of the four,
+    how near tracks are. Zero where no track is near. start: see `TrackHead`. After Wan-Move (2512.08765), which copies
+    latents: latents move in steps of a cell, pixels do not.
     """
-    reach, repeat = 1.5 * geometry.stride, (geometry.time_stride - 1) * start
-    frames, near = warp(tracks, picture, reach)
-    near = F.adaptive_avg_pool2d(near, geometry.latent_size)                                        # [B, T, h, w]
-    frames, near = (torch.cat([x[:, :1].expand(-1, repeat, *x.shape[2:]), x], dim=1) for x in (frames, near))
-    near = near.unflatten(1, (-1, geometry.time_stride))                                            # [B, F, 4, h, w]
-    latents = encode(frames)
-    return torch.cat([latents * (near > 0).any(dim=2, keepdim=True), near], dim=2)
+    repeat = (geometry.time_stride - 1) * start
+    moved = torch.cat([moved[:, :1].expand(-1, repeat, -1, -1, -1), moved], dim=1)
+    near = F.adaptive_avg_pool2d(moved[:, :, 3], geometry.latent_size).unflatten(1, (-1, geometry.time_stride))
+    return torch.cat([encode(moved[:, :, :3]) * (near > 0).any(dim=2, keepdim=True), near], dim=2)
 
 
 def drawn(tracks: Tracks, geometry: Geometry, radius: int = 1) -> Tensor:

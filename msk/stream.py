@@ -204,7 +204,9 @@ class Stream:
             tracks = Tracks.empty(1, wanted)
         self._settle()
         began = self._now()
-        motion = kit.motion(self._told(tracks), self._pixels, start=self.index == 0) if tracks is not None else None
+        tracks = self._told(tracks) if tracks is not None else None
+        moved = kit.moved(tracks, self._pixels)
+        motion = kit.motion(tracks, self._pixels, self.index == 0, moved) if tracks is not None else None
         (h, w), channels = kit.geometry.latent_size, kit.dit.config.latent_channels
         start, stop = self.config.span(self.index)
         noise = draw(torch.empty(1, stop - start, channels, h, w, device=kit.device), self._generator)
@@ -212,6 +214,7 @@ class Stream:
         x0 = self._roll.next(noise, motion, image, generator=self._generator, steps=steps)
         made = self._now()
         frames, self._seen = kit.vae.decode(x0, self._seen)
+        frames = kit.finished(frames, moved)
         self._took |= {"denoise": (began, made), "decode": (made, self._now())}
         self.index += 1
         return frames

@@ -8,11 +8,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "msk"
-ROUTE = {"config", "cache", "flow", "guidance", "attention", "tracks", "tinyvae", "text", "motion", "dit", "sample",
-         "stream"}
+ROUTE = {"config", "cache", "flow", "guidance", "attention", "tracks", "tinyvae", "finish", "text", "motion", "dit",
+         "sample", "stream"}
 SIDE = {"world", "clips", "trackers", "camera", "video"}
 MAY = {
     "config": set(), "cache": set(), "flow": set(), "guidance": set(), "weights": set(), "host": set(),
+    "finish": set(),
     **{room: {"config", "host"} for room in ("attention", "tracks", "tinyvae", "text")},
     **{room: {"config", "host", "tracks"} for room in ("motion", "camera", "world", "trackers")},
     "video": {"config", "picture", "tracks"},

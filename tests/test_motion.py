@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from msk.config import PRESETS, Geometry, TrackConfig
-from msk.motion import TrackHead, carry, draw_ids, embed_ids, splat, warp
+from msk.motion import TrackHead, carry, draw_ids, embed_ids, fill, splat, warp
 from msk.tracks import Tracks
 
 G = Geometry(32, 48)                # 4 x 6 cells
@@ -180,10 +180,11 @@ def noise_picture(batch=1, seed=1):
 
 
 def plain_warp(tracks, picture, reach):
-    """Block by block, and pixel by pixel with whole-pixel motion, as the docstring says."""
+    """Block by block, and pixel by pixel with whole-pixel motion, as the docstring says; not a number: filled from around."""
     b, t, n, _ = tracks.xy.shape
     frames = picture[:, None].repeat(1, t, 1, 1, 1)
     near = torch.zeros(b, t, 8, 12)
+    apart = lambda a, z: sum((p - q) ** 2 for p, q in zip(a, z)) ** 0.5
     for i in range(b):
         began = {j: tracks.xy[i, 0, j] for j in range(n) if tracks.visible[i, 0, j]}
         reaches = {j: min([2 * reach, *(max(reach, (a - z).norm().item()) for k, z in began.items() if k != j)])
@@ -198,22 +199,66 @@ def plain_warp(tracks, picture, reach):
                             distance = ((x - 4 * column - 2) ** 2 + (y - 4 * row - 2) ** 2) ** 0.5
                             if distance < best:
                                 best, winner = distance, j
-                    if winner is None or best >= reaches[winner]:
-                        continue
-                    near[i, f, row, column] = 1 - best / reaches[winner]
-                    dx, dy = (tracks.xy[i, f, winner] - tracks.xy[i, 0, winner]).round().int().tolist()
+                    carried = winner is not None and best < reaches[winner]
+                    dx, dy = (tracks.xy[i, f, winner] - tracks.xy[i, 0, winner]).round().int().tolist() if carried else (0, 0)
+                    near[i, f, row, column] = 1 - best / reaches[winner] if carried else 0
                     for y in range(4 * row, 4 * row + 4):
                         for x in range(4 * column, 4 * column + 4):
                             frames[i, f, :, y, x] = picture[i, :, min(max(y - dy, 0), 31), min(max(x - dx, 0), 47)]
+                    source = [min(max(int((4 * k + 2 - d) // 4), 0), most) * 4 + 2
+                              for k, d, most in ((column, dx, 11), (row, dy, 7))]
+                    owner = min(began, key=lambda j: apart(began[j].tolist(), source), default=None)
+                    if owner is None or apart(began[owner].tolist(), source) >= reaches[owner]:
+                        continue
+                    left = apart((tracks.xy[i, f, owner] - began[owner]).tolist(), (dx, dy))
+                    were = apart(began[owner].tolist(), began[winner].tolist() if carried else source)
+                    if left > max(4, were):
+                        near[i, f, row, column] /= 4
+                        frames[i, f, :, 4 * row:4 * row + 4, 4 * column:4 * column + 4] = float("nan")
     return frames, near
 
 
 def test_a_block_of_pixels_goes_with_the_track_nearest_to_its_centre(close):
     tracks, picture = some(frames=3, count=12), noise_picture(2)
     start = tracks.xy[:, :1]
-    tracks = Tracks(start + (tracks.xy - start).round(), tracks.visible, tracks.ids)
-    for got, plain in zip(warp(tracks, picture, 12.), plain_warp(tracks, picture, 12.), strict=True):
-        close(got, plain, atol=1e-4)
+    way = 2 * ((tracks.xy - start) / 2).round() + 1                 # odd, so that no block comes from between two others
+    way[:, 0] = 0
+    tracks = Tracks(start + way, tracks.visible, tracks.ids)
+    (got, near), (plain, plainly_near) = warp(tracks, picture, 12.), plain_warp(tracks, picture, 12.)
+    close(near, plainly_near, atol=1e-4)
+    gone = plain.isnan()
+    close(torch.where(gone, 0., got), torch.where(gone, 0., plain), atol=1e-4)
+    assert 0.02 < gone.float().mean() < 0.5
+
+
+def test_where_a_thing_was_there_is_ground_once_it_has_left(close):
+    """A bright square on a ground that darkens to the right; its points leave, those about it stay."""
+    ground = (torch.arange(48) / 96).expand(1, 3, 32, 48)
+    picture = ground.clone()
+    picture[..., 12:20, 4:12] = 1
+    thing, rest = torch.tensor([[6., 14.], [10., 14.], [6., 18.], [10., 18.]]), torch.tensor([[8., 4.], [8., 28.], [20., 16.]])
+    tracks = Tracks.of(torch.cat([thing, rest]).expand(3, -1, -1).clone())
+    tracks.xy[0, 1:, :4, 0] += torch.tensor([[2.], [28.]])
+    frames, near = warp(tracks, picture, 12.)
+    assert frames[0, 1, :, 12:20, 8:12].min() > .95, "a nudge uncovers nothing"
+    assert (frames[0, 2, :, 12:20, 4:12] - ground[0, :, 12:20, 4:12]).abs().max() < .1
+    assert 0 < near[0, 2, 3, 1] < near[0, 0, 3, 1] / 2
+    close(frames[0, 2, :, 12:20, 32:40], picture[0, :, 12:20, 4:12])
+    left = tracks.hide(slice(2, 3))
+    left.visible[0, :, 4:] = True
+    assert (warp(left, picture, 12.)[0][0, 2, :, 12:20, 4:12] - ground[0, :, 12:20, 4:12]).abs().max() < .1, "seen or not"
+
+
+def test_a_hole_is_filled_from_its_rim_and_what_is_known_stays(close):
+    x = torch.rand(2, 3, 9, 14, generator=torch.Generator().manual_seed(0))
+    known = torch.ones(2, 1, 9, 14, dtype=torch.bool)
+    close(fill(x, known), x)
+    known[0, :, 2:8, 3:9] = False
+    filled = fill(x, known)
+    assert torch.equal(filled.where(known, x), x) and torch.equal(filled[1], x[1])
+    assert filled.min() >= x.min() and filled.max() <= x.max()
+    even = torch.full_like(x, .3).where(known, torch.tensor(9.))
+    close(fill(even, known), torch.full_like(x, .3))
 
 
 def test_a_picture_whose_points_all_move_alike_moves_with_them(close):

@@ -1,4 +1,4 @@
-"""The four stages: tiny VAE, teacher, causal initialisation, distillation. Core dependencies only."""
+"""The five stages: tiny VAE, teacher, causal initialisation, distillation, finish. Core dependencies only."""
 from .pipeline import main
 
 __all__ = ["main"]

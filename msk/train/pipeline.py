@@ -1,4 +1,4 @@
-"""The four stages in order, from nothing to a kit: `msk train all --preset tiny --budget 60m`.
+"""The five stages in order, from nothing to a kit: `msk train all --preset tiny --budget 60m`.
 
 Every stage reads what the stages before it left in the folder and leaves safetensors of its own, so any one can be done
 again alone. Checkpoints are written whole or not at all; Ctrl-C loses nothing, `resume` goes on.
@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,21 +21,23 @@ from tqdm import tqdm
 
 from ..config import Preset
 from ..dit import DiT
+from ..finish import Finish
 from ..guidance import Condition
-from ..kit import best_device, fill, known, read_weights, save_weights, write_whole
+from ..kit import Kit, best_device, best_dtype, fill, known, read_weights, save_weights, write_whole
 from ..motion import TrackHead, carry
 from ..sample import sample
 from ..text import TextEncoder
 from ..tinyvae import TinyVAE
 from ..world import HELD_OUT, World, grid_points
 from . import dmd, ode
+from . import finish as finish_stage
 from . import vae as vae_stage
 from .data import Batch, Pool
 from .loop import Budget, Checkpoint, Learner, Step, autocast, train
 from .teacher import Teacher, seek_ids, teacher_loss
 
-STAGES = ("vae", "teacher", "causal", "distill")
-SHARE = {"vae": .25, "teacher": .45, "causal": .10, "distill": .20}        # of the time given to "all"
+STAGES = ("vae", "teacher", "causal", "distill", "finish")
+SHARE = {"vae": .25, "teacher": .40, "causal": .10, "distill": .15, "finish": .10}     # of the time given to "all"
 HURRIED = 0.5                   # of the VAE's clips: a world that moves calmly never shows it what a hand does
 LATENT_FRAMES = 12              # a training clip: four chunks, so that with one sink and one window chunk eviction happens
 
@@ -168,7 +171,7 @@ def preview(preset: Preset, out: Path, models: Teacher, student: DiT | None, nam
     Image.fromarray(picture).save(out / "previews" / f"{name}.png")
 
 
-# --- stages two, three, four ------------------------------------------------------------------------------------------
+# --- stages two to five -----------------------------------------------------------------------------------------------
 
 def in_blocks(name: str, p: Tensor) -> bool:
     """The matrices of the transformer's blocks: those that Muon turns."""
@@ -313,6 +316,29 @@ def train_distill(preset: Preset, out: Path, budget: Budget, device, *, level: s
     preview(preset, out, models, student.eval(), "student", device, level)
 
 
+def train_finish(preset: Preset, out: Path, budget: Budget, device, *, level: str = "calm", batch: int = 32,
+                 lr: float = 2e-3, clips: int = 16, every: int = 10, init: Path | None = None) -> None:
+    """The last touch, on the student's own clips: new ones all the time, one for `every` batches of crops."""
+    torch.manual_seed(4)
+    models, student = load_teacher(preset, out, device), load_dit(preset, out / "student.safetensors", device)
+    kit = Kit(student, models.track_head, load_vae(preset, out, device), models.text, preset)
+    kit = deepcopy(kit).eval().to(device, best_dtype(device))
+    finish = Finish(preset.finish).to(device, memory_format=torch.channels_last)
+    if init is not None and (init / "finish.safetensors").exists():
+        fill(finish, read_weights(init / "finish.safetensors"), str(init / "finish.safetensors"))
+        lr = lr / 4
+    learner = Learner(finish, lr, ema=0.998, decay_from=0.5)
+    checkpoint = Checkpoint(out / "finish.ckpt", budget, finish=learner)
+    checkpoint.resume()
+    store = finish_stage.Store(kit, level, seed=37 + budget.done)
+    for _ in tqdm(range(clips), desc="streaming clips", leave=False):
+        store.grow()
+    run(out, "finish", train(learner, lambda drawn: finish_stage.finish_loss(finish, *drawn),
+                             store.batches(batch, every, seed=budget.done), budget, checkpoint))
+    finish.load_state_dict(learner.averaged())
+    save_weights(finish.state_dict(), out / "finish.safetensors")
+
+
 @torch.no_grad()
 def open_gates(dit: DiT, answer: Callable[[], Tensor], truth: Tensor, most: int = 6) -> list[int]:
     """Open each of the two gates of `DiT.pulled` as far as whole paths from noise to data ask for; returns by how much.
@@ -374,10 +400,12 @@ def run(out: Path, title: str, steps: Iterator[Step], every: int = 20) -> None:
 
 # On a GPU the launches cost more than the arithmetic: larger batches, and a store that holds them.
 ON_GPU = {"vae": dict(batch=192), "teacher": dict(batch=256, warm_pool=4096, capacity=32768),
-          "causal": dict(clips=4096, batch=128), "distill": dict(batch=64)}
-TRAINERS = {"vae": train_vae, "teacher": train_teacher, "causal": train_causal, "distill": train_distill}
+          "causal": dict(clips=4096, batch=128), "distill": dict(batch=64), "finish": dict(batch=256, clips=256)}
+TRAINERS = {"vae": train_vae, "teacher": train_teacher, "causal": train_causal, "distill": train_distill,
+            "finish": train_finish}
 READS = {"vae": (), "teacher": ("vae",), "causal": ("vae", "teacher", "track_head", "text"),
-         "distill": ("vae", "teacher", "track_head", "text", "causal")}
+         "distill": ("vae", "teacher", "track_head", "text", "causal"),
+         "finish": ("vae", "teacher", "track_head", "text", "student")}
 
 
 def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600., out: str | Path = "runs/tiny", *,
@@ -425,7 +453,7 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         seconds = budget * SHARE[name] / sum(SHARE[s] for s in stages)
         options = {} if name == "vae" else {"level": level}
         options |= ON_GPU[name] if device.type == "cuda" else {}
-        options |= {"init": Path(init)} if init is not None and name in ("vae", "teacher") else {}
+        options |= {"init": Path(init)} if init is not None and name in ("vae", "teacher", "finish") else {}
         TRAINERS[name](preset, out, Budget(seconds=seconds), device, **options)
         done.touch()
     write_whole(out / "config.json", json.dumps(preset.to_dict(), indent=2).encode() + b"\n")
@@ -436,7 +464,7 @@ def ship(out: str | Path, folder: str | Path) -> Path:
     """The trained parts as a kit to give away: weights in half precision (they are read back in any), no checkpoints."""
     out, folder = Path(out), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("student", "teacher", "track_head", "vae", "text"):
+    for name in ("student", "teacher", "track_head", "vae", "text", "finish"):
         weights = read_weights(out / f"{name}.safetensors")
         save_weights({n: w.half() for n, w in weights.items()}, folder / f"{name}.safetensors")
     write_whole(folder / "config.json", (out / "config.json").read_bytes())

@@ -1,0 +1,118 @@
+"""The last touch gives decoded frames the picture's own pixels back, where tracks carry them."""
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from msk import Kit, Stream, Tracks, evaluate, generate, load
+from msk.config import PRESETS
+from msk.finish import Finish
+from msk.train import finish as stage
+from msk.train.loop import Budget, Learner, train
+from msk.world import World
+
+TOY = PRESETS["toy"]
+
+
+@pytest.fixture(scope="module")
+def kit():
+    """A kit whose finish has learned something, at random."""
+    kit = Kit.random(TOY, seed=3)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(kit.finish.net[-1].weight, std=.1)
+    return kit
+
+
+def picture(seed=0):
+    return torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def clip(seed, blur=True):
+    """Smoothed frames, the same frames as tracks would carry them, and the frames."""
+    g = torch.Generator().manual_seed(seed)
+    truth = F.interpolate(torch.rand(8, 3, 16, 16, generator=g), scale_factor=2, mode="nearest")
+    made = F.avg_pool2d(F.pad(truth, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    near = (torch.arange(32) < 16).expand(8, 1, 32, 32).float()                         # the right half knows nothing
+    carried = torch.where(near > 0, truth, torch.rand(truth.shape, generator=g))
+    return made[None], torch.cat([carried, near], dim=1)[None], truth[None]
+
+
+def test_untrained_it_changes_nothing():
+    made, moved, _ = clip(0)
+    assert torch.equal(Finish(8)(made, moved), made)
+
+
+def test_each_frame_is_finished_by_itself(kit, close):
+    made, moved, _ = clip(0)
+    whole = kit.finish(made, moved)
+    assert whole.shape == made.shape and not torch.equal(whole, made) and 0 <= whole.min() and whole.max() <= 1
+    close(torch.cat([kit.finish(made[:, a:b], moved[:, a:b]) for a, b in ((0, 1), (1, 8))], dim=1), whole)
+
+
+def test_it_learns_where_what_is_carried_may_be_trusted():
+    torch.manual_seed(0)
+    finish = Finish(16)
+    batches = (clip(seed) for seed in range(1, 1000))
+    for _ in train(Learner(finish, 4e-3, ema=0.), lambda b: stage.finish_loss(finish, *b), batches, Budget(steps=150)):
+        pass
+    made, moved, truth = clip(0)
+    error = lambda x: (x - truth).square().mean(dim=(0, 1, 2, 3))[2:-2]                 # column by column
+    before, after = error(made), error(finish(made, moved))
+    assert after[:12].mean() < before[:12].mean() / 10, "where tracks are near"
+    assert after[16:].mean() < before[16:].mean() * 1.1, "and no worse where what is carried is noise"
+
+
+def test_a_stream_shows_finished_frames_and_remembers_decoded_ones(kit, close):
+    plain, image = replace(kit, finish=None), picture()
+    tracks = Tracks.drag([[8, 8], [20, 20]], 21)
+    shown, decoded = Stream(kit, "a fish", image), Stream(plain, "a fish", image)
+    done = 0
+    for chunk in range(2):
+        wanted = shown.frames_wanted
+        told = tracks.frames(done, done + wanted)
+        moved = kit.moved(replace(told, origin=tracks.origins()), image)
+        want = kit.finish(decoded.step(told), moved)
+        close(shown.step(told), want)
+        done += wanted
+    close(shown.step(None), decoded.step(None))         # nothing is carried: nothing to finish with
+
+
+def test_evaluation_and_files_show_what_a_stream_shows(kit, close):
+    image, tracks = picture(), Tracks.drag([[8, 8], [20, 20]], 21)
+    streamed = torch.cat(list(generate.by_stream(kit, "a fish", image, tracks, 21, seed=0)))
+    close(evaluate.by_student(kit, ["a fish"], image, tracks, 21, 0)[0], streamed, atol=2e-4)
+    teacher, plain = replace(kit, role="teacher"), replace(kit, role="teacher", finish=None)
+    made = [torch.cat(list(generate.by_teacher(k, "a fish", image, tracks, 21))) for k in (teacher, plain)]
+    close(made[0], kit.finish(made[1][None], kit.moved(tracks, image))[0])
+    close(evaluate.by_teacher(teacher, ["a fish"], image, tracks, 21, 0)[0], made[0], atol=2e-4)
+
+
+def test_it_travels_with_its_kit_and_a_kit_without_one_plays_too(kit, tmp_path, close):
+    kit.save(tmp_path)
+    again = load(tmp_path)
+    made, moved, _ = clip(0)
+    close(again.finish(made, moved), kit.finish(made, moved), atol=2e-2)
+    (tmp_path / "finish.safetensors").unlink()
+    assert load(tmp_path).finish is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_learns_from_what_the_student_streams_beside_the_truth(kit, seed):
+    parts = stage.played(kit, World(TOY.geometry, "calm"), seed, 21)
+    assert parts.shape == (21, 10, 32, 32) and parts.dtype == torch.uint8
+    made, moved, truth = (x.float() / 255 for x in parts.split([3, 4, 3], dim=1))
+    assert not torch.equal(made, truth) and moved[:, 3].max() > 0
+    assert (moved[0, :3] - truth[0]).abs().mean() < .02, "in the first frame all is where it was"
+
+
+def test_its_store_keeps_the_newest_clips(kit):
+    store = stage.Store(kit, "calm", capacity=2, each=3)
+    for _ in range(3):
+        store.grow()
+    assert store.frames.shape == (6, 10, 32, 32) and store.made == 3
+    batches = store.batches(5, every=2)
+    made, moved, truth = next(batches)
+    assert made.shape == truth.shape == (5, 1, 3, 16, 16) and moved.shape == (5, 1, 4, 16, 16)
+    next(batches)
+    assert store.made == 4
