@@ -164,7 +164,7 @@ class Kit:
 
     @torch.no_grad()
     def moved(self, tracks: Tracks | None, image) -> Tensor | None:
-        """The given picture as the tracks move it, [B, T, 4, H, W] (see `motion.moved`); None where nothing is carried."""
+        """The given picture as the tracks move it, [B, T, 4, H, W] (`motion.moved`); None: nothing is carried."""
         shown = tracks is not None and bool(tracks.visible.any())               # asked where tracks come from
         if image is None or not self.preset.tracks.carry or not shown:
             return None
@@ -185,7 +185,7 @@ class Kit:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, module in self.modules().items():
-            if isinstance(module, (DiT, TrackHead, TinyVAE, TextEncoder, Finish)):      # what came from outside stays outside
+            if isinstance(module, (DiT, TrackHead, TinyVAE, TextEncoder, Finish)):  # what came from outside stays there
                 save_weights(module.state_dict(), folder / f"{name}.safetensors")
         write_whole(folder / "config.json", json.dumps(self.preset.to_dict(), indent=2).encode() + b"\n")
         return folder

@@ -68,7 +68,7 @@ def test_a_stream_shows_finished_frames_and_remembers_decoded_ones(kit, close):
     tracks = Tracks.drag([[8, 8], [20, 20]], 21)
     shown, decoded = Stream(kit, "a fish", image), Stream(plain, "a fish", image)
     done = 0
-    for chunk in range(2):
+    for _ in range(2):
         wanted = shown.frames_wanted
         told = tracks.frames(done, done + wanted)
         moved = kit.moved(replace(told, origin=tracks.origins()), image)

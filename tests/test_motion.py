@@ -180,7 +180,7 @@ def noise_picture(batch=1, seed=1):
 
 
 def plain_warp(tracks, picture, reach):
-    """Block by block, and pixel by pixel with whole-pixel motion, as the docstring says; not a number: filled from around."""
+    """Block by block, and pixel by pixel with whole-pixel motion, as the docstring says; NaN: to be filled from around."""
     b, t, n, _ = tracks.xy.shape
     frames = picture[:, None].repeat(1, t, 1, 1, 1)
     near = torch.zeros(b, t, 8, 12)
@@ -200,7 +200,8 @@ def plain_warp(tracks, picture, reach):
                             if distance < best:
                                 best, winner = distance, j
                     carried = winner is not None and best < reaches[winner]
-                    dx, dy = (tracks.xy[i, f, winner] - tracks.xy[i, 0, winner]).round().int().tolist() if carried else (0, 0)
+                    way = tracks.xy[i, f, winner] - tracks.xy[i, 0, winner] if carried else torch.zeros(2)
+                    dx, dy = way.round().int().tolist()
                     near[i, f, row, column] = 1 - best / reaches[winner] if carried else 0
                     for y in range(4 * row, 4 * row + 4):
                         for x in range(4 * column, 4 * column + 4):
@@ -236,7 +237,8 @@ def test_where_a_thing_was_there_is_ground_once_it_has_left(close):
     ground = (torch.arange(48) / 96).expand(1, 3, 32, 48)
     picture = ground.clone()
     picture[..., 12:20, 4:12] = 1
-    thing, rest = torch.tensor([[6., 14.], [10., 14.], [6., 18.], [10., 18.]]), torch.tensor([[8., 4.], [8., 28.], [20., 16.]])
+    thing = torch.tensor([[6., 14.], [10., 14.], [6., 18.], [10., 18.]])
+    rest = torch.tensor([[8., 4.], [8., 28.], [20., 16.]])
     tracks = Tracks.of(torch.cat([thing, rest]).expand(3, -1, -1).clone())
     tracks.xy[0, 1:, :4, 0] += torch.tensor([[2.], [28.]])
     frames, near = warp(tracks, picture, 12.)

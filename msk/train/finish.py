@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import hands
+from .. import grip, hands
 from ..evaluate import by_student
 from ..finish import Finish
 from ..kit import Kit
@@ -18,7 +18,7 @@ from ..world import HELD_OUT, World
 from .data import drawn, followed
 from .vae import slopes
 
-DRAGGED = 0.6       # share of clips in which a hand drags whole things, the rest is held, and the world itself is still
+DRAGGED = 0.6       # share of clips in which hands drag things, mostly whole ones with the rest held, and nothing else stirs
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def played(kit: Kit, world: World, seed: int, frames: int = 45) -> Tensor:
     name = list(hands.CASES)[int(rand() * len(hands.CASES))]
     shot = hands.take(world, hands.CASES[name], seed, frames, max_id) if rand() < DRAGGED else None
     if shot is not None:
-        told = hands.held(kit, shot).told if rand() < .8 else shot.told
+        told = hands.held(kit, shot).told if rand() < .8 and grip.can_cut() else shot.told
         truth, captions = shot.truth, [shot.caption]
     else:
         clip = world.sample(1, frames, seed=seed)

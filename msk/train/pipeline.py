@@ -319,6 +319,8 @@ def train_distill(preset: Preset, out: Path, budget: Budget, device, *, level: s
 def train_finish(preset: Preset, out: Path, budget: Budget, device, *, level: str = "calm", batch: int = 32,
                  lr: float = 2e-3, clips: int = 16, every: int = 10, init: Path | None = None) -> None:
     """The last touch, on the student's own clips: new ones all the time, one for `every` batches of crops."""
+    if not preset.finish:
+        raise ValueError(f"{preset.name} has no finish to be trained: leave this stage out")
     torch.manual_seed(4)
     models, student = load_teacher(preset, out, device), load_dit(preset, out / "student.safetensors", device)
     kit = Kit(student, models.track_head, load_vae(preset, out, device), models.text, preset)
@@ -431,6 +433,7 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         raise ValueError(f"{preset.name} has no text encoder that could be trained here: use tiny or toy")
     out, device = Path(out), torch.device(device) if device is not None else best_device()
     stages = (stage,) if stage != "all" else STAGES if init is None else STAGES[1:]
+    stages = stages[:-1] if stage == "all" and not preset.finish else stages
     begun = [name for name in stages if any(out.glob(f"{name}.ckpt"))
              or name == "causal" and any(out.glob("trajectories*.safetensors"))]         # perhaps of another teacher
     if begun and not resume:
@@ -441,7 +444,7 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         torch.set_num_threads(threads)
     keep_memory()
     if init is not None:
-        for part in READS[stages[0]] or ("teacher", "student", "track_head", "text"):      # a decoder alone makes no kit
+        for part in (*(READS[stages[0]] or ("teacher", "student", "track_head", "text")), "finish"):     # to be a kit
             source = Path(init) / f"{part}.safetensors"
             if source.exists() and not (out / source.name).exists():
                 save_weights({n: w.float() for n, w in read_weights(source).items()}, out / source.name)
