@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from msk import Kit, Stream, Tracks, evaluate, generate, load
+from msk import Kit, Stream, Tracks, evaluate, generate, hands, load
 from msk.config import PRESETS
 from msk.finish import Finish
 from msk.train import finish as stage
@@ -116,3 +116,13 @@ def test_its_store_keeps_the_newest_clips(kit):
     assert made.shape == truth.shape == (5, 1, 3, 16, 16) and moved.shape == (5, 1, 4, 16, 16)
     next(batches)
     assert store.made == 4
+
+
+def test_the_shipped_finish_brings_a_drag_nearer_to_the_truth_and_sharper():
+    tiny = load("tiny")
+    shot = next(hands.takes(World(tiny.geometry, "calm"), "drag", 1_000_500, 1, 21))
+    shot = hands.held(tiny, shot)
+    made = {name: hands.play(k, shot) for name, k in (("finished", tiny), ("decoded", replace(tiny, finish=None)))}
+    psnr = {name: evaluate.psnr(x, shot.truth)[0, 1:].mean() for name, x in made.items()}
+    sharp = {name: hands.sharpness(x).mean() / hands.sharpness(shot.truth).mean() for name, x in made.items()}
+    assert psnr["finished"] > psnr["decoded"] + .5 and sharp["decoded"] < sharp["finished"] < 1.2
