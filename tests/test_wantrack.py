@@ -182,8 +182,8 @@ def test_a_teacher_is_sampled_at_the_levels_it_was_made_for(kit, monkeypatch, tw
     from msk import generate
     seen, plain = [], generate.sample
 
-    def noted(*given):
-        for step in plain(*given):
+    def noted(*given, **how):
+        for step in plain(*given, **how):
             seen.append(step.t)
             yield step
 
