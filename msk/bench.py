@@ -30,6 +30,7 @@ from .host import fetch
 from .kit import Kit, best_dtype, device_of, known, load, write_whole
 from .models import flops, toy
 from .motion import draw_ids
+from .offload import Lent, lend, wanted
 from .sample import options, sample
 from .stream import Stream, rollout
 from .tracks import Tracks
@@ -85,7 +86,8 @@ def run(model: str | Kit = "tiny", chunks: int = 200, warmup: int = 5, threads: 
     finally:
         torch.set_num_threads(before)
     report = summary(kit, times, first, used) | {
-        "relative_error": error, "fast": fast or "", "fp8": fp8, **done, "random_weights": random_weights, "warmup": warmup,
+        "relative_error": error, "blocks_waiting": waiting(kit), "fast": fast or "", "fp8": fp8, **done,
+        "random_weights": random_weights, "warmup": warmup,
         "start_up_s": {"weights": built, "first_frames": first_frame if warmup else None, "warm": started},
         "threads_trial": trial, "torch": torch.__version__, "command": " ".join(["msk", *sys.argv[1:]])}
     return _hand_out(report, table(report), json_path, quiet)
@@ -130,8 +132,8 @@ def run_teacher(model: str | Kit, frames: int = 81, measured: int = 4, json_path
               "solver": preset.solver, "steps_measured": measured, "step_ms": step, "first_step_ms": took[0],
               "decode_ms": decode, "seconds": seconds, "fps": frames / seconds, "text_scale": preset.text_scale,
               "motion_scale": preset.motion_scale, "peak_memory_mb": peak_memory_mb(kit), "fast": fast or "",
-              "together": together, **done, "random_weights": random_weights, "start_up_s": {"weights": built},
-              "torch": torch.__version__, "command": " ".join(["msk", *sys.argv[1:]])}
+              "blocks_waiting": waiting(kit), "together": together, **done, "random_weights": random_weights,
+              "start_up_s": {"weights": built}, "torch": torch.__version__, "command": " ".join(["msk", *sys.argv[1:]])}
     said = (f"{report['model']} teacher, {frames} frames of {report['width']}x{report['height']}, {report['steps']} steps "
             f"by {report['solver']} ({measured} measured), {report['dtype']} on {report['device']}, attention "
             f"{report['attention']}\n"
@@ -161,13 +163,17 @@ def opened(model: str | Kit, random_weights: bool, device, seed: int, role: str 
     preset, device = known(model), device_of(device)
     if device.type == "cpu" and preset.text is None:
         preset = toy(preset)
-    kit = random_kit(stream(preset), device, seed)
+    with torch.device("meta"):
+        outside = wanted(Kit.random(stream(preset)), device, best_dtype(device))
+    kit = random_kit(stream(preset), torch.device("cpu") if outside else device, seed)
     exact = None
-    if probed:
+    if probed and kit.device.type == device.type:
         try:
             exact = probe(kit, seed)
         except torch.OutOfMemoryError:
             print(f"{kit.name} has no room here in float32: its error is not measured", file=sys.stderr)
+    if outside:
+        return lend(kit, outside, device, best_dtype(device)), exact
     return kit.to(device, best_dtype(device)), exact
 
 
@@ -339,6 +345,11 @@ def memory_mb(kit: Kit) -> float:
     if status.exists():
         return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
     return peak_memory_mb(kit)
+
+
+def waiting(kit: Kit) -> int:
+    """Blocks in the CPU's memory, see `offload`."""
+    return len(kit.dit.blocks.turns) if isinstance(kit.dit.blocks, Lent) else 0
 
 
 def peak_memory_mb(kit: Kit) -> float:

@@ -135,6 +135,8 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--random-weights", action="store_true", help="a preset without its weights; on a CPU at toy size")
     bench.add_argument("--fast", action="store_true", help="attention by the clock, blocks and decoder compiled; for GPUs")
     bench.add_argument("--fp8", action="store_true", help="products in fp8, rows scaled one by one; its error is said")
+    bench.add_argument("--offload", metavar="N", type=whole,
+                       help="blocks that wait in the CPU's memory; elsewhere MSK_OFFLOAD=N")
     bench.add_argument("--no-clean", action="store_true", help="no clean pass: a chunk is remembered by its last step")
     bench.add_argument("--teacher", action="store_true", help="a whole clip by the guided teacher, in place of the stream")
     sampler(bench)
@@ -341,7 +343,8 @@ def draw_tracks(tracks, image=None):
 
 def run_bench(args) -> None:
     from . import bench, rows
-    alone = {"teacher": ("fp8", "no_clean"), "rows": ("teacher", "fp8", "no_clean", "fast", "random_weights", "json")}
+    alone = {"teacher": ("fp8", "no_clean"), "offload": ("fp8",),
+             "rows": ("teacher", "fp8", "no_clean", "fast", "offload", "random_weights", "json")}
     for one, others in alone.items():
         idle = [other for other in others if getattr(args, one) and getattr(args, other)]
         if idle:
@@ -353,6 +356,8 @@ def run_bench(args) -> None:
     if args.rows:
         rows.run(args.rows, args.budget, args.device)
         return
+    if args.offload:
+        os.environ["MSK_OFFLOAD"] = str(args.offload)
     common = dict(json_path=args.json, device=args.device, random_weights=args.random_weights,
                   fast="inductor" if args.fast else None)
     if args.teacher:

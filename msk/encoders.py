@@ -150,11 +150,12 @@ class CLIP(nn.Module):
         folder, device = beside(self.folder, "image_encoder", self.repo, ["image_encoder/*"]), self.where.device
         with ONE_AT_A_TIME:
             encoder = need("transformers").CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=torch.float32)
+            device = with_room(device, sum(p.nbytes for p in encoder.parameters()))
             x = self.prepare(pixels.to(device), encoder.config.image_size)
             seen = encoder.to(device).eval()(pixel_values=x, output_hidden_states=True).hidden_states[-2]
             del encoder
-        let_go(device)
-        return seen
+        let_go(self.where.device)
+        return seen.to(self.where.device)
 
     def prepare(self, pixels: Tensor, size: int = 224) -> Tensor:
         """The shorter side made `size` pixels, the middle cut out, normalised: what CLIP was trained on."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import attention
 from .encoders import MixedVAE
 from .kit import Kit
+from .offload import Lent
 from .tinyvae import TinyVAE
 
 FP8 = torch.float8_e4m3fn
@@ -94,6 +95,8 @@ class Float8Linear(nn.Module):
 
 def to_fp8(dit: nn.Module) -> int:
     """Swap the products that every pass makes, in place; -> how many. What is read once for a prompt stays as it is."""
+    if isinstance(dit.blocks, Lent):
+        raise ValueError("blocks that wait in the CPU's memory cannot be made fp8 any more: leave out one of the two")
     swapped = 0
     for block in dit.blocks:
         for owner, names in ((block.self_attn, "qkvo"), (block.cross_attn, "qo"), (block.ffn, "02")):

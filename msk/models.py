@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from functools import cache
-from math import prod
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from .dit import Block
 from .doctor import UMT5_GIB, count
 from .kit import assets, device_of, is_kit
 from .motion import TrackHead
+from .offload import SPARE, working
 from .tinyvae import TinyVAE
 from .wan import SOURCES
 
@@ -23,7 +23,6 @@ CLIP_GIB = 2.4                          # ViT-H/14 in float32
 WORDS = 512                             # of umT5's features, whatever the prompt's length
 
 GPUS = (16, 24, 48, 80, 141)            # gigabytes that cards are sold with
-SPARE = 0.85                            # of that, what the sizes below may fill: contexts, kernels' own work, fragments
 
 FOOTNOTES = """\
 memory: while streaming, in bf16; runs on: the smallest usual GPU that this leaves some air.
@@ -101,16 +100,11 @@ def card(preset: Preset) -> Card:
     with torch.device("meta"):
         head, vae = TrackHead(preset.tracks, preset.geometry), TinyVAE(preset.vae)
     parameters = count(preset.dit) + sum(p.numel() for p in head.parameters())
-    c, s, big = preset.dit, preset.stream, preset.text is None
+    c, big = preset.dit, preset.text is None
     each = 2 if big else 4                                              # bytes
-    (h, w), patch = preset.geometry.latent_size, c.patch
-    tokens = h * w // prod(patch)                                       # of one latent frame
-    held = s.budget or s.chunk * (s.sink + s.window)                    # latent frames remembered
-    remembered = 2 * 2 * c.layers * held * tokens * c.dim * each        # keys and values; the cache, and the past made of it
-    work = s.chunk * tokens * (4 * c.dim + 2 * c.ffn_dim) * each
     weights = parameters * each + sum(p.numel() for p in vae.parameters()) * each
     outside = UMT5_GIB + WAN_VAE_GIB.get(c.latent_channels, 0) + (CLIP_GIB if c.clip_dim else 0) if big else 0
-    return Card(preset.name, parameters, (weights + remembered + work) / 2**30,
+    return Card(preset.name, parameters, (weights + working(preset, each)) / 2**30,
                 weights * 4 / each / 2**30 + outside, preset.licence, big, preset.repo)
 
 
