@@ -25,7 +25,8 @@ WORDS = 512                             # of umT5's features, whatever the promp
 GPUS = (16, 24, 48, 80, 141)            # gigabytes that cards are sold with
 
 FOOTNOTES = """\
-memory: while streaming, in bf16; runs on: the smallest usual GPU that this leaves some air.
+memory: while streaming, in bf16; runs on: the smallest usual GPU that this leaves some air; slower on: one with less, where
+blocks wait in the CPU's memory and come for each pass (so many as it takes, or MSK_OFFLOAD says).
 disk: at most (weights in float32), with autoencoder, umT5 and CLIP, which are needed once per prompt and picture; before a
 download its true size is said. umT5 reads on the CPU where a GPU has no room for its 10.6 GiB.
 !: no licence is stated for these weights: ask their makers before you use them for more than a look."""
@@ -36,14 +37,15 @@ class Card:
     name: str
     parameters: int         # transformer and track head
     memory_gib: float       # while streaming: weights, what is remembered, and one chunk's work; prompts are read before
+    least_gib: float        # the same with all blocks in the CPU's memory but for two, see `offload`
     disk_gib: float         # at most: transformer in float32 as most are published, autoencoder, umT5 in bf16, CLIP
     licence: str
     gpu: bool               # is a GPU needed for more than a try?
     repo: str
 
-    def fits(self, gigabytes: float) -> bool:
-        """On a card sold with so many gigabytes, with a little to spare."""
-        return self.memory_gib * 2**30 <= SPARE * gigabytes * 1e9
+    def fits(self, gigabytes: float, waiting: bool = False) -> bool:
+        """On a card sold with so many gigabytes, with a little to spare. waiting: with blocks in the CPU's memory."""
+        return (self.least_gib if waiting else self.memory_gib) * 2**30 <= SPARE * gigabytes * 1e9
 
     @property
     def runs_on(self) -> str:
@@ -52,6 +54,12 @@ class Card:
             return "CPU"
         fits = [size for size in GPUS if self.fits(size)]
         return f"GPU {fits[0]} GB" if fits else f"GPU > {GPUS[-1]} GB"
+
+    @property
+    def slower_on(self) -> str:
+        """The smallest usual card for it with blocks in the CPU's memory, if that is a smaller one."""
+        fits = [size for size in GPUS if self.fits(size, waiting=True)] if self.gpu else []
+        return f"{fits[0]} GB" if fits and not self.fits(fits[0]) else ""
 
     @property
     def size(self) -> str:
@@ -104,7 +112,10 @@ def card(preset: Preset) -> Card:
     each = 2 if big else 4                                              # bytes
     weights = parameters * each + sum(p.numel() for p in vae.parameters()) * each
     outside = UMT5_GIB + WAN_VAE_GIB.get(c.latent_channels, 0) + (CLIP_GIB if c.clip_dim else 0) if big else 0
-    return Card(preset.name, parameters, (weights + working(preset, each)) / 2**30,
+    with torch.device("meta"):
+        blocks = (c.layers - 2) * sum(p.numel() for p in Block(c).parameters()) * each
+    memory = weights + working(preset, each)
+    return Card(preset.name, parameters, memory / 2**30, (memory - blocks) / 2**30,
                 weights * 4 / each / 2**30 + outside, preset.licence, big, preset.repo)
 
 
@@ -140,10 +151,11 @@ def flops(preset: Preset, held: int | None = None) -> int:
 
 def table() -> str:
     """All presets, one line each; a licence that is not stated anywhere is marked."""
-    lines = [f"{'name':<20}{'parameters':>12}{'memory':>10}{'disk':>10}  {'licence':<14}{'runs on':<12}from"]
+    heads = f"{'licence':<14}{'runs on':<12}{'slower on':<11}from"
+    lines = [f"{'name':<20}{'parameters':>12}{'memory':>10}{'disk':>10}  {heads}"]
     for preset in PRESETS.values():
         c = card(preset)
         licence = "! unstated" if c.licence == "unstated" else c.licence
         lines.append(f"{c.name:<20}{c.size:>12}{c.memory_gib:>6.1f} GiB{c.disk_gib:>6.1f} GiB  {licence:<14}"
-                     f"{c.runs_on:<12}{c.repo or ('a folder of yours' if c.gpu else 'this package')}")
+                     f"{c.runs_on:<12}{c.slower_on:<11}{c.repo or ('a folder of yours' if c.gpu else 'this package')}")
     return "\n".join([*lines, "", FOOTNOTES])
