@@ -90,9 +90,10 @@ def test_what_repeats_itself_is_made_whole_before_it_is_pinned(monkeypatch):
     assert 0 in tracks.ids.stride() and torch.equal(host.pinned(tracks.ids), tracks.ids)
 
 
-def test_compiled_blocks_and_decoder_make_the_same_frames_and_then_stay_as_they_are(close):
+@pytest.mark.parametrize("name", ["wantrack-1.3b", "wan2.1-1.3b", "wan2.2-5b"])
+def test_compiled_blocks_and_decoder_make_the_same_frames_and_then_stay_as_they_are(name, close):
     """Traced whole, run by torch itself; from the third chunk on nothing is compiled any more."""
-    kit = drawn("wantrack-1.3b", steps=1)
+    kit = drawn(name, steps=1)
     want = played(kit, 5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
