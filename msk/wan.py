@@ -203,7 +203,7 @@ def outside(preset: Preset, folder: Path) -> tuple[nn.Module, nn.Module]:
     """
     repo = PARTS.get(preset.vae.latent_channels, "")
     text = UMT5(folder, WORDS if repo else "")
-    places = [folder / "vae", folder / "Wan2.1_VAE.pth"]
+    places = [folder / "vae", folder / {48: "Wan2.2_VAE.pth"}.get(preset.vae.latent_channels, "Wan2.1_VAE.pth")]
     full = next((place for place in places if place.exists()), None)
     tiny = tiny_vae(preset, folder)
     if full is None and tiny is not None and preset.vae.decoder_widths != VAEConfig().decoder_widths:
