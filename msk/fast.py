@@ -32,8 +32,9 @@ def prepare(kit: Kit, compiler: str | None = "inductor", fp8: bool = False, cloc
     if fp8:
         done["fp8_products"] = to_fp8(kit.dit)
     if compiler and kit.preset.stream.places != "absolute":                     # there every chunk has angles of its own
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(
-            Path(os.environ.get("MSK_CACHE") or Path.home() / ".cache" / "msk") / "compiled"))
+        if "torchinductor_" in os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torchinductor_"):     # torch chose: in /tmp
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
+                Path(os.environ.get("MSK_CACHE") or Path.home() / ".cache" / "msk") / "compiled")
         limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
         setattr(torch._dynamo.config, limit, max(16, getattr(torch._dynamo.config, limit)))     # a past of 21 latents grows
         constant_turns()

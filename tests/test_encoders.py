@@ -253,3 +253,10 @@ def test_wans_own_file_of_clip_is_read(tmp_path, close):
     clip, pixels = CLIP(tmp_path), torch.rand(1, 3, 28, 28)
     want = theirs(pixel_values=clip.prepare(pixels, 28), output_hidden_states=True).hidden_states[-2]
     close(clip(pixels), want)
+
+
+def test_an_encoder_that_a_gpu_has_no_room_for_works_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    cuda = torch.device("cuda")
+    assert encoders.with_room(cuda, 900) == cuda and encoders.with_room(cuda, 950).type == "cpu"
