@@ -18,7 +18,7 @@ from .kit import best_device
 from .weights import write_whole
 
 LONGEST = 240       # seconds that one row may take, compiling included
-SHORTEST = 20       # below that none is begun
+SHORTEST = 45       # below that none is begun
 LONG = 540          # of those that stream two thousand chunks, which have a call of ten minutes to themselves
 
 # Row: the words of its command, and frames a second as predicted for an H200 from published rates of kernels (0: not).
