@@ -30,7 +30,8 @@ from .host import fetch
 from .kit import Kit, best_dtype, device_of, known, load, write_whole
 from .models import flops, toy
 from .motion import draw_ids
-from .sample import sample
+from .offload import Lent, lend, wanted
+from .sample import options, sample
 from .stream import Stream, rollout
 from .tracks import Tracks
 from .world import HELD_OUT, World
@@ -85,54 +86,57 @@ def run(model: str | Kit = "tiny", chunks: int = 200, warmup: int = 5, threads: 
     finally:
         torch.set_num_threads(before)
     report = summary(kit, times, first, used) | {
-        "relative_error": error, "fast": fast or "", "fp8": fp8, **done, "random_weights": random_weights, "warmup": warmup,
+        "relative_error": error, "blocks_waiting": waiting(kit), "fast": fast or "", "fp8": fp8, **done,
+        "random_weights": random_weights, "warmup": warmup,
         "start_up_s": {"weights": built, "first_frames": first_frame if warmup else None, "warm": started},
         "threads_trial": trial, "torch": torch.__version__, "command": " ".join(["msk", *sys.argv[1:]])}
     return _hand_out(report, table(report), json_path, quiet)
 
 
 def run_teacher(model: str | Kit, frames: int = 81, measured: int = 4, json_path=None, *, random_weights: bool = False,
-                fast: str | None = None, together: bool = False, device=None, seed: int = 0, quiet: bool = False) -> dict:
+                fast: str | None = None, together: bool = False, steps: int | None = None, solver: str | None = None,
+                device=None, seed: int = 0, quiet: bool = False) -> dict:
     """What a whole clip takes the teacher, joint guidance and decoding counted: `measured` of its steps, after one more.
 
     All steps cost the same, so the clip's time is that of a step, times their number, and of its decoding. together: the
-    three passes of guidance as one batch.
+    three passes of guidance as one batch. steps, solver: of `sample`, if not the preset's.
     """
     began = perf_counter()
     kit, _ = opened(model, random_weights, device, seed, "teacher", probed=False)
     built = perf_counter() - began
     done = prepare(kit, fast) if fast else {}
-    preset, (h, w) = kit.preset, kit.geometry.latent_size
+    preset, (h, w) = kit.preset.sampled(steps, solver), kit.geometry.latent_size
     length = kit.geometry.latent_frames(frames)
     ids = draw_ids(1, 9, preset.tracks.max_id, torch.Generator().manual_seed(seed))
     cond = kit.condition(["a red fish in the sea"], drag(kit, 0, frames, ids),
                          _picture(kit, seed) if takes_picture(kit) else None)
     noise = torch.randn(1, length, kit.dit.config.latent_channels, h, w, generator=torch.Generator().manual_seed(seed))
-    steps = sample(kit.dit, noise.to(kit.device), cond, max(measured + 1, preset.sample_steps), preset.stream.time_shift,
-                   preset.text_scale, preset.motion_scale, together=together)
+    long = preset.sampled(max(measured + 1, preset.sample_steps))
+    made = sample(kit.dit, noise.to(kit.device), cond, together=together, **options(long))
     took = []
     for _ in range(measured + 1):
         _wait(kit)
         began = perf_counter()
-        x0 = next(steps).x0
+        x0 = next(made).x0
         _wait(kit)
         took.append(1000 * (perf_counter() - began))
     began = perf_counter()
-    for made in kit.decode(x0):
-        pictures(made)
+    for part in kit.decode(x0):
+        pictures(part)
     decode = 1000 * (perf_counter() - began)
     step = statistics.median(took[1:])
     seconds = (preset.sample_steps * step + decode) / 1000
     report = {"model": kit.name, "kind": "teacher", "device": device_name(kit),
               "dtype": str(kit.dtype).removeprefix("torch."), "attention": backend(kit.device, kit.dtype),
               "height": kit.geometry.height, "width": kit.geometry.width, "frames": frames, "steps": preset.sample_steps,
-              "steps_measured": measured, "step_ms": step, "first_step_ms": took[0], "decode_ms": decode,
-              "seconds": seconds, "fps": frames / seconds, "text_scale": preset.text_scale,
+              "solver": preset.solver, "steps_measured": measured, "step_ms": step, "first_step_ms": took[0],
+              "decode_ms": decode, "seconds": seconds, "fps": frames / seconds, "text_scale": preset.text_scale,
               "motion_scale": preset.motion_scale, "peak_memory_mb": peak_memory_mb(kit), "fast": fast or "",
-              "together": together, **done, "random_weights": random_weights, "start_up_s": {"weights": built},
-              "torch": torch.__version__, "command": " ".join(["msk", *sys.argv[1:]])}
+              "blocks_waiting": waiting(kit), "together": together, **done, "random_weights": random_weights,
+              "start_up_s": {"weights": built}, "torch": torch.__version__, "command": " ".join(["msk", *sys.argv[1:]])}
     said = (f"{report['model']} teacher, {frames} frames of {report['width']}x{report['height']}, {report['steps']} steps "
-            f"({measured} measured), {report['dtype']} on {report['device']}, attention {report['attention']}\n"
+            f"by {report['solver']} ({measured} measured), {report['dtype']} on {report['device']}, attention "
+            f"{report['attention']}\n"
             f"  {report['fps']:8.2f}    frames per second: {seconds:.1f} s a clip, {step:.0f} ms a step, "
             f"{decode:.0f} ms decode")
     return _hand_out(report, said, json_path, quiet)
@@ -159,13 +163,17 @@ def opened(model: str | Kit, random_weights: bool, device, seed: int, role: str 
     preset, device = known(model), device_of(device)
     if device.type == "cpu" and preset.text is None:
         preset = toy(preset)
-    kit = random_kit(stream(preset), device, seed)
+    with torch.device("meta"):
+        outside = wanted(Kit.random(stream(preset)), device, best_dtype(device))
+    kit = random_kit(stream(preset), torch.device("cpu") if outside else device, seed)
     exact = None
-    if probed:
+    if probed and kit.device.type == device.type:
         try:
             exact = probe(kit, seed)
         except torch.OutOfMemoryError:
             print(f"{kit.name} has no room here in float32: its error is not measured", file=sys.stderr)
+    if outside:
+        return lend(kit, outside, device, best_dtype(device)), exact
     return kit.to(device, best_dtype(device)), exact
 
 
@@ -337,6 +345,11 @@ def memory_mb(kit: Kit) -> float:
     if status.exists():
         return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
     return peak_memory_mb(kit)
+
+
+def waiting(kit: Kit) -> int:
+    """Blocks in the CPU's memory, see `offload`."""
+    return len(kit.dit.blocks.turns) if isinstance(kit.dit.blocks, Lent) else 0
 
 
 def peak_memory_mb(kit: Kit) -> float:

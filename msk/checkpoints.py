@@ -52,7 +52,7 @@ _BLOCK_NAMES = [
 WAN, DIFFUSERS, FASTVIDEO = range(3)
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 _STUDENT = "roles.student.transformer."      # FastVideo's trainer, beside optimizers and other roles
-_PREFIXES = ("module.", "model.")
+_PREFIXES = ("module.", "model.", "diffusion_model.")          # the last is ComfyUI's
 _HOLDERS = ("student_ema", "generator_ema", "ema", "student", "generator", "generator_lora", "model", "state_dict", "roles",
             "transformer")
 

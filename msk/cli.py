@@ -82,6 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is")
         made.add_argument("--threads", type=whole, help="CPU threads")
 
+    def sampler(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--steps", type=whole, help="of the teacher; the preset's")
+        made.add_argument("--solver", choices=["euler", "unipc"], help="of the teacher; unipc needs fewer steps")
+
     demo = command("demo", run_demo, "open the live canvas")
     model(demo)
     demo.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
@@ -104,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", default="clip.mp4", help=".mp4, .webp, .gif, or a folder for png")
     generate.add_argument("--teacher", action="store_true", help="the slow, guided teacher instead of the stream")
     generate.add_argument("--like", metavar="PRESET", help="whose stream and null prompt to take, if the weights cannot say")
+    sampler(generate)
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--text-scale", type=float, help="guidance of the teacher; the preset's")
     generate.add_argument("--motion-scale", type=float, help="guidance of the teacher; the preset's")
@@ -130,8 +135,11 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--random-weights", action="store_true", help="a preset without its weights; on a CPU at toy size")
     bench.add_argument("--fast", action="store_true", help="attention by the clock, blocks and decoder compiled; for GPUs")
     bench.add_argument("--fp8", action="store_true", help="products in fp8, rows scaled one by one; its error is said")
+    bench.add_argument("--offload", metavar="N", type=whole,
+                       help="blocks that wait in the CPU's memory; elsewhere MSK_OFFLOAD=N")
     bench.add_argument("--no-clean", action="store_true", help="no clean pass: a chunk is remembered by its last step")
     bench.add_argument("--teacher", action="store_true", help="a whole clip by the guided teacher, in place of the stream")
+    sampler(bench)
     bench.add_argument("--together", action="store_true", help="the teacher's three passes as one batch")
     bench.add_argument("--rows", metavar="F", help="every row of the GPU table, in a process each; kept in F, so it goes on")
     bench.add_argument("--budget", type=seconds, default="10m", help="time for --rows: 90s, 10m")
@@ -151,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--whole", action="store_true",
                           help="hands, and drags of pictures (real), take hold of whole things; the rest is held still")
     evaluate.add_argument("--charts", metavar="DIR", help="a chart for each case of the suite ablations")
+    sampler(evaluate)
     evaluate.add_argument("--level", choices=["calm", "full"], help="how wild the drawn world is (calm)")
     evaluate.add_argument("--seed", type=int, help="of the first held-out clip; of real, of what is drawn by chance")
     evaluate.add_argument("--json", metavar="F", help="write the figures there too")
@@ -239,13 +248,15 @@ def run_generate(args) -> None:
     from . import __version__, generate, grip, video
     from .kit import load
     from .picture import read_picture
-    if not args.teacher and (args.text_scale, args.motion_scale) != (None, None):
-        raise ValueError("--text-scale and --motion-scale guide the teacher: add --teacher, or leave them out")
+    teachers = args.text_scale, args.motion_scale, args.steps, args.solver
+    if not args.teacher and teachers != (None,) * 4:
+        raise ValueError("--text-scale, --motion-scale, --steps and --solver are for --teacher: add that, or leave them out")
     if args.whole and not args.tracks:
         raise ValueError("--whole says what tracks take hold of: add --tracks, or leave it out")
     picture = read_picture(args.image)
     tracks = generate.read_tracks(args.tracks) if args.tracks else None
     kit = load(args.model, role="teacher" if args.teacher else "student", device=args.device, like=args.like)
+    kit.preset = kit.preset.sampled(args.steps, args.solver)
     frames = args.frames or (tracks.xy.shape[1] if tracks is not None else 45)
     about = dict(msk=__version__, model=kit.name, role=kit.role, prompt=args.prompt, seed=args.seed,
                  tracks=generate.digest(tracks))
@@ -332,21 +343,25 @@ def draw_tracks(tracks, image=None):
 
 def run_bench(args) -> None:
     from . import bench, rows
-    alone = {"teacher": ("fp8", "no_clean"), "rows": ("teacher", "fp8", "no_clean", "fast", "random_weights", "json")}
+    alone = {"teacher": ("fp8", "no_clean"), "offload": ("fp8",),
+             "rows": ("teacher", "fp8", "no_clean", "fast", "offload", "random_weights", "json")}
     for one, others in alone.items():
         idle = [other for other in others if getattr(args, one) and getattr(args, other)]
         if idle:
             said = " and no ".join("--" + name.replace("_", "-") for name in idle)
             raise ValueError(f"--{one} takes no {said}: leave it out")
-    if args.together and not args.teacher:
-        raise ValueError("--together is for --teacher: give both, or none")
+    idle = [f"--{name}" for name in ("together", "steps", "solver") if getattr(args, name)]
+    if idle and not args.teacher:
+        raise ValueError(f"{' and '.join(idle)} is for --teacher: give both, or none")
     if args.rows:
         rows.run(args.rows, args.budget, args.device)
         return
+    if args.offload:
+        os.environ["MSK_OFFLOAD"] = str(args.offload)
     common = dict(json_path=args.json, device=args.device, random_weights=args.random_weights,
                   fast="inductor" if args.fast else None)
     if args.teacher:
-        bench.run_teacher(args.model, together=args.together, **common)
+        bench.run_teacher(args.model, together=args.together, steps=args.steps, solver=args.solver, **common)
     else:
         bench.run(args.model, args.chunks, args.warmup, args.threads, fp8=args.fp8,
                   clean=False if args.no_clean else None, **common)
@@ -359,7 +374,8 @@ def run_eval(args) -> None:
     played = ("hands", "ablations")
     for option, suites in (("frames", (*played, "real")), ("cases", ("world", *played)),
                            ("strips", ("hands", "text", "real")), ("charts", played[1:]), ("whole", ("hands", "real")),
-                           ("level", ("world", "hands", "text", "ablations"))):
+                           ("level", ("world", "hands", "text", "ablations")), ("steps", ("world",)),
+                           ("solver", ("world",))):
         if getattr(args, option) and args.suite not in suites:
             raise ValueError(f"--{option} is for --suite {' and '.join(suites)}, and {args.suite} has none: leave it out")
     if bool(args.material) != (args.suite == "real"):
@@ -376,7 +392,7 @@ def run_eval(args) -> None:
         words.run(args.model, args.clips or 8, strips=args.strips, **both)
     else:
         some = dict(roles=some["cases"]) if some else {}
-        evaluate.run(args.suite, args.model, args.clips or 64, **some, **both)
+        evaluate.run(args.suite, args.model, args.clips or 64, steps=args.steps, solver=args.solver, **some, **both)
 
 
 def run_train(args) -> None:

@@ -1,7 +1,7 @@
 """Sizes. Every number about a model stands here, in frozen dataclasses; what follows from others is computed."""
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 
 
@@ -187,6 +187,7 @@ class Preset:
     motion_scale: float = 1.5                   # w_m
     sample_steps: int = 50                      # the teacher's
     shifted_twice: bool = False                 # at diffusers' FlowMatchEuler's noise levels, see flow.twice_shifted
+    solver: str = "euler"                       # the teacher's, see sample.SOLVERS
     null_prompt: str | None = ""                # what stands for no prompt; None: features of zeros
     finish: int = 0                             # channels of what gives decoded frames the picture's pixels back; 0: nothing
     licence: str = "Apache-2.0"
@@ -194,6 +195,10 @@ class Preset:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    def sampled(self, steps: int | None = None, solver: str | None = None) -> Preset:
+        """The same, its teacher in so many steps and by that solver, where they are given."""
+        return replace(self, sample_steps=steps or self.sample_steps, solver=solver or self.solver)
 
     @staticmethod
     def from_dict(data: dict) -> Preset:

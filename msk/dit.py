@@ -227,7 +227,7 @@ class DiT(nn.Module):
         places: of the frames of past and latents in time, if not 0, 1, 2, ... keys: a list that takes this pass' own keys
         and values, as `remember` gives them of a clean one.
         """
-        x, time, grid, kvs = self.trunk(latents, t, text, motion, image, mask, past, clip, places)
+        x, time, grid, kvs = self.trunk(latents, t, text, motion, image, mask, past, clip, places, kept=keys is not None)
         if keys is not None:
             keys += kvs
         velocity = self.cells(self.head(x, time), grid).type_as(latents)
@@ -286,7 +286,7 @@ class DiT(nn.Module):
             clip = self.img_emb(clip.to(self.img_emb.proj[1].weight.dtype))
         return [block.cross_attn.read(text, clip) for block in self.blocks]
 
-    def trunk(self, latents, t, text, motion, image, mask, past, clip, places=None, keys_only=False):
+    def trunk(self, latents, t, text, motion, image, mask, past, clip, places=None, keys_only=False, kept=True):
         if self.config.image_frames == "clean" and image is not None:
             latents = torch.cat([image[:, :1].to(latents).expand_as(latents[:, :1]), latents[:, 1:]], dim=1)
             t, image = torch.cat([torch.zeros_like(t[:, :1]), t[:, 1:]], dim=1), None
@@ -305,7 +305,8 @@ class DiT(nn.Module):
                 x, kv = checkpoint(block, x, six, context[i], grid, mask, held, places, use_reentrant=False)
             else:
                 x, kv = block(x, six, context[i], grid, mask, held, places)
-            kvs.append(kv)
+            if kept:                                            # else layer after layer gives its memory back
+                kvs.append(kv)
         return x, time, grid, kvs
 
     def tokens(self, latents: Tensor, motion: Tensor | None, image: Tensor | None, past=None) -> tuple[Tensor, Grid]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from .weights import fetch, fill, read_weights, save_weights
 
 ONE_AT_A_TIME = threading.RLock()       # diffusers' autoencoder keeps its past in itself; two open encoders may not fit
 UMT5_BYTES = 11.4e9                     # of umT5-XXL's encoder in bfloat16
+OWN_UMT5 = "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl"         # encoder and tokenizer in Wan's own folders
+OWN_CLIP = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 KEPT = 2                                # which way prompts' features were made: others are not taken from the disk
 
 
@@ -36,13 +39,20 @@ class FullVAE(nn.Module):
 
     @staticmethod
     def open(place) -> FullVAE:
-        """A folder of diffusers', or Wan 2.1's own Wan2.1_VAE.pth."""
+        """A folder of diffusers', or Wan's own Wan2.1_VAE.pth or Wan2.2_VAE.pth."""
         kind = need("diffusers").AutoencoderKLWan
         if not Path(place).is_file():
             return FullVAE(kind.from_pretrained(place))
         from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-        state = convert_wan_vae_to_diffusers(read(place))
-        vae = kind(base_dim=len(state["encoder.conv_in.weight"]), z_dim=len(state["quant_conv.weight"]) // 2)
+        state, more = read(place), {}
+        if any(name.startswith("encoder.downsamples.0.downsamples.") for name in state):
+            state = {newer_name(name): x for name, x in state.items()}
+            more = dict(decoder_base_dim=state["decoder.conv_out.weight"].shape[1], is_residual=True, patch_size=2,
+                        in_channels=12, out_channels=12, scale_factor_spatial=16, temperal_downsample=[False, True, True],
+                        latents_mean=NEWER_MEAN, latents_std=NEWER_STD)
+        else:
+            state = convert_wan_vae_to_diffusers(state)
+        vae = kind(base_dim=len(state["encoder.conv_in.weight"]), z_dim=len(state["quant_conv.weight"]) // 2, **more)
         fill(vae, state, str(place))
         return FullVAE(vae)
 
@@ -70,6 +80,30 @@ class FullVAE(nn.Module):
         return (x / 2 + 0.5).clamp(0, 1), seen
 
 
+# Wan 2.2's latents, channel by channel, over its training data: its Wan2.2_VAE.pth does not hold these.
+NEWER_MEAN = [-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+              0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+              -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+              -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667]
+NEWER_STD = [0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+             0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+             0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+             0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744]
+
+
+def newer_name(name: str) -> str:
+    """A name in Wan2.2_VAE.pth as diffusers has it: stages hold layers, the last of them changes the size."""
+    for was, now in ((r"(down|up)samples\.(\d)\.\1samples\.\d\.(resample|time_conv)\.", r"\1_blocks.\2.\1sampler.\3."),
+                     (r"(down|up)samples\.(\d)\.\1samples\.(\d)\.", r"\1_blocks.\2.resnets.\3."),
+                     (r"middle\.1\.", "mid_block.attentions.0."), (r"middle\.0\.", "mid_block.resnets.0."),
+                     (r"middle\.2\.", "mid_block.resnets.1."), (r"residual\.0\.", "norm1."), (r"residual\.2\.", "conv1."),
+                     (r"residual\.3\.", "norm2."), (r"residual\.6\.", "conv2."), (r"shortcut\.", "conv_shortcut."),
+                     (r"coder\.conv1\.", "coder.conv_in."), (r"head\.0\.", "norm_out."), (r"head\.2\.", "conv_out."),
+                     (r"^conv1\.", "quant_conv."), (r"^conv2\.", "post_quant_conv.")):
+        name = re.sub(was, now, name)
+    return name
+
+
 class MixedVAE(nn.Module):
     """Wan's own encoder, which pictures were given through in training, and a tiny decoder, which is fast."""
 
@@ -83,7 +117,8 @@ class UMT5(nn.Module):
     """Wan's text encoder: prompts -> [B, 512, 4096], zeros after the last token.
 
     The encoder (11 GB) is opened when a prompt is new, and let go; its words' features are kept in `prompts_kept`.
-    folder: holds tokenizer/ and text_encoder/, or is missing them and they are fetched from `repo`.
+    folder: holds tokenizer/ and text_encoder/, or Wan's own file and google/umt5-xxl/, or is missing them and they are
+    fetched from `repo`.
     """
 
     def __init__(self, folder, repo: str = "", length: int = 512):
@@ -107,13 +142,18 @@ class UMT5(nn.Module):
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> list[Tensor]:
         """Per prompt [words, text_dim]: what umT5 says of its real words, which is also written to disk."""
-        folder = beside(self.folder, "text_encoder", self.repo, ["text_encoder/*", "tokenizer/*"])
         transformers, device = need("transformers"), self.where.device
+        if own := self.own:
+            file, words = own
+        else:
+            folder = beside(self.folder, "text_encoder", self.repo, ["text_encoder/*", "tokenizer/*"])
+            file, words = folder / "text_encoder", folder / "tokenizer"
         if best_dtype(device) == torch.float16:                                 # which umT5 does not bear
             device = torch.device("cpu")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
-        size = min(UMT5_BYTES, sum(p.stat().st_size for p in (folder / "text_encoder").iterdir()))
-        encoder = transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=narrow(device, size))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(words)
+        size = min(UMT5_BYTES, sum(p.stat().st_size for p in ([file] if own else file.iterdir())))
+        dtype = narrow(device, size)
+        encoder = own_umt5(file).to(dtype) if own else transformers.UMT5EncoderModel.from_pretrained(file, dtype=dtype)
         encoder.set_input_embeddings(encoder.shared)            # some versions leave the tied copy as it was made: zeros
         device = with_room(device, sum(p.nbytes for p in encoder.parameters()))
         encoder = encoder.to(device).eval()
@@ -127,12 +167,42 @@ class UMT5(nn.Module):
             save_weights({"features": made[-1]}, self.kept(prompt))
         return made
 
+    @property
+    def own(self) -> tuple[Path, Path] | None:
+        """Wan's own file and its tokenizer's folder, where those are what the folder holds."""
+        file, words = (self.folder / name for name in OWN_UMT5)
+        return (file, words) if file.is_file() and words.is_dir() and not (self.folder / "text_encoder").is_dir() else None
+
     def kept(self, prompt: str) -> Path:
         """The file for this prompt's features by this encoder."""
         here = self.folder / "text_encoder"
-        which = sorted(f"{p.name} {p.stat().st_size}" for p in here.iterdir()) if here.is_dir() else self.repo
+        here = list(here.iterdir()) if here.is_dir() else [self.own[0]] if self.own else []
+        which = sorted(f"{p.name} {p.stat().st_size}" for p in here) or self.repo
         name = hashlib.sha256(f"{KEPT} {which} {self.length} {prompt}".encode()).hexdigest()[:24]
         return prompts_kept() / f"{name}.safetensors"
+
+
+def own_umt5(file: Path) -> nn.Module:
+    """Wan's own file of umT5's encoder as transformers' model; its sizes are those of the weights."""
+    transformers, state = need("transformers"), read(file)
+    names = {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}
+    inside = {"norm1": "layer.0.layer_norm", "norm2": "layer.1.layer_norm", "ffn.gate.0": "layer.1.DenseReluDense.wi_0",
+              "ffn.fc1": "layer.1.DenseReluDense.wi_1", "ffn.fc2": "layer.1.DenseReluDense.wo",
+              "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
+              **{f"attn.{x}": f"layer.0.SelfAttention.{x}" for x in "qkvo"}}
+    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    for i in range(blocks):
+        names |= {f"blocks.{i}.{was}.weight": f"encoder.block.{i}.{now}.weight" for was, now in inside.items()}
+    buckets, heads = state["blocks.0.pos_embedding.embedding.weight"].shape
+    (vocabulary, width), (inner, _) = state["token_embedding.weight"].shape, state["blocks.0.attn.q.weight"].shape
+    config = transformers.UMT5Config(vocab_size=vocabulary, d_model=width, d_kv=inner // heads, num_heads=heads,
+                                     d_ff=len(state["blocks.0.ffn.fc1.weight"]), num_layers=blocks,
+                                     relative_attention_num_buckets=buckets)
+    with torch.device("meta"):
+        encoder = transformers.UMT5EncoderModel(config)
+    state = {names.get(name, name): x for name, x in state.items()}
+    fill(encoder, {**state, "encoder.embed_tokens.weight": state["shared.weight"]}, str(file))
+    return encoder
 
 
 class CLIP(nn.Module):
@@ -147,14 +217,23 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        folder, device = beside(self.folder, "image_encoder", self.repo, ["image_encoder/*"]), self.where.device
+        device = self.where.device
+        folder = self.folder if self.own else beside(self.folder, "image_encoder", self.repo, ["image_encoder/*"])
         with ONE_AT_A_TIME:
-            encoder = need("transformers").CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=torch.float32)
+            encoder = (own_clip(self.own) if self.own else need("transformers").CLIPVisionModel.from_pretrained(
+                folder / "image_encoder", dtype=torch.float32))
+            device = with_room(device, sum(p.nbytes for p in encoder.parameters()))
             x = self.prepare(pixels.to(device), encoder.config.image_size)
             seen = encoder.to(device).eval()(pixel_values=x, output_hidden_states=True).hidden_states[-2]
             del encoder
-        let_go(device)
-        return seen
+        let_go(self.where.device)
+        return seen.to(self.where.device)
+
+    @property
+    def own(self) -> Path | None:
+        """Wan's own file, where that is what the folder holds."""
+        file = self.folder / OWN_CLIP
+        return file if file.is_file() and not (self.folder / "image_encoder").is_dir() else None
 
     def prepare(self, pixels: Tensor, size: int = 224) -> Tensor:
         """The shorter side made `size` pixels, the middle cut out, normalised: what CLIP was trained on."""
@@ -165,6 +244,42 @@ class CLIP(nn.Module):
         x = x[..., top:top + size, left:left + size]
         mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
+
+
+def own_clip(file: Path) -> nn.Module:
+    """The half of Wan's own CLIP file that sees, as transformers' model; the half that reads is left aside, and so is the
+    last projection, which nobody asks for."""
+    transformers, layers = need("transformers"), {}
+    for name, x in read(file).items():
+        part, _, name = name.partition(".")
+        if part == "visual" and name != "head":
+            layers[name] = x.float()
+    names = {"cls_embedding": "embeddings.class_embedding", "pos_embedding": "embeddings.position_embedding.weight",
+             "patch_embedding": "embeddings.patch_embedding", "pre_norm": "pre_layrnorm", "post_norm": "post_layernorm"}
+    inside = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attn.proj": "self_attn.out_proj", "mlp.0": "mlp.fc1",
+              "mlp.2": "mlp.fc2"}
+    width, _, patch, _ = layers["patch_embedding.weight"].shape
+    places, blocks, state = layers["pos_embedding"].shape[-2], 0, {}
+    for name, x in layers.items():
+        if not name.startswith("transformer."):
+            first, dot, rest = name.partition(".")
+            state[names.get(first, first) + dot + rest] = x.flatten() if first == "cls_embedding" else x.squeeze(0)
+            continue
+        _, i, rest = name.split(".", 2)
+        blocks, (what, of) = max(blocks, int(i) + 1), rest.rsplit(".", 1)
+        if what == "attn.to_qkv":
+            state |= {f"encoder.layers.{i}.self_attn.{part}_proj.{of}": own for part, own in zip("qkv", x.chunk(3))}
+        else:
+            state[f"encoder.layers.{i}.{inside.get(what, what)}.{of}"] = x
+    config = transformers.CLIPVisionConfig(
+        hidden_size=width, intermediate_size=len(layers["transformer.0.mlp.0.weight"]), num_hidden_layers=blocks,
+        num_attention_heads=width // 80, image_size=patch * round((places - 1) ** 0.5), patch_size=patch, hidden_act="gelu")
+    with torch.device("meta"):
+        encoder = transformers.CLIPVisionModel(config)
+    inner = getattr(encoder, "vision_model", encoder)           # newer versions have no such part
+    fill(inner, state, str(file))
+    inner.embeddings.position_ids = torch.arange(places)[None]
+    return encoder
 
 
 def narrow(device: torch.device, size: int) -> torch.dtype:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from . import trackers
 from .kit import Kit, load, write_whole
 from .motion import draw_ids
-from .sample import sample
+from .sample import options, sample
 from .stream import Roll, draw, given
 from .tracks import Tracks
 from .world import HELD_OUT, World, grid_points
@@ -129,10 +129,10 @@ def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | No
 @torch.no_grad()
 def by_teacher(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | None, frames: int, seed: int) -> Tensor:
     """A batch of whole clips by the jointly guided teacher. -> frames [B, T, 3, H, W]"""
-    preset, generator = kit.preset, torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     cond = kit.condition(captions, tracks, first)
-    for step in sample(kit.dit, _noise(kit, len(captions), kit.geometry.latent_frames(frames), generator), cond,
-                       preset.sample_steps, preset.stream.time_shift, preset.text_scale, preset.motion_scale):
+    noise = _noise(kit, len(captions), kit.geometry.latent_frames(frames), generator)
+    for step in sample(kit.dit, noise, cond, **options(kit.preset)):
         latents = step.x0
     return torch.cat([made.float() for made in kit.decode(latents, moved=kit.moved(tracks, first))], dim=1)
 
@@ -191,12 +191,13 @@ def _until(tracks: Tracks | None, frames: int) -> Tracks | None:
 
 def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_path=None, *, seed: int = HELD_OUT,
         level: str = "calm", roles: tuple[str, ...] = ROLES, frames: int = 45, grid: int = 0, batch: int = 4,
-        device=None, teacher: Kit | None = None, quiet: bool = False) -> dict:
+        device=None, teacher: Kit | None = None, steps: int | None = None, solver: str | None = None,
+        quiet: bool = False) -> dict:
     """Measure `clips` held-out clips and print the table; an interrupt keeps what was measured.
 
     model: a name for `load`, or a student's Kit (then `teacher` is its teacher's, if that is to be measured).
     frames: T, whole latent frames (45 pixel frames are four chunks of three). grid: tracks along each side of the frame; 0:
-    one every four pixels.
+    one every four pixels. steps, solver: the teacher's (see `sample`), if not its preset's.
     -> {"rows": {role: {psnr, ssim, epe, epe_rel, n, ...}}, ...}; written to json_path after each batch. The student has a
     second row, `student_sparse`: 1 to 20 points as drawn by hand, measured at these points alone.
     """
@@ -212,6 +213,10 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
         if isinstance(model, Kit):
             raise ValueError("the teacher is to be measured but only a student's kit came: hand in teacher= too")
         kits["teacher"] = load(model, "teacher", device) if student.role != "teacher" else student
+    if steps or solver:
+        if kits["teacher"] is None:
+            raise ValueError("steps and solver are the teacher's, and it is not measured: leave them out, or ask for it too")
+        kits["teacher"] = replace(kits["teacher"], preset=kits["teacher"].preset.sampled(steps, solver))
     geometry = student.geometry
     geometry.latent_frames(frames)
     grid = grid or geometry.width // 4

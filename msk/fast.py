@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import attention
 from .encoders import MixedVAE
 from .kit import Kit
+from .offload import Lent
 from .tinyvae import TinyVAE
 
 FP8 = torch.float8_e4m3fn
@@ -31,8 +32,9 @@ def prepare(kit: Kit, compiler: str | None = "inductor", fp8: bool = False, cloc
     if fp8:
         done["fp8_products"] = to_fp8(kit.dit)
     if compiler and kit.preset.stream.places != "absolute":                     # there every chunk has angles of its own
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(
-            Path(os.environ.get("MSK_CACHE") or Path.home() / ".cache" / "msk") / "compiled"))
+        if "torchinductor_" in os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torchinductor_"):     # torch chose: in /tmp
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
+                Path(os.environ.get("MSK_CACHE") or Path.home() / ".cache" / "msk") / "compiled")
         limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
         setattr(torch._dynamo.config, limit, max(16, getattr(torch._dynamo.config, limit)))     # a past of 21 latents grows
         constant_turns()
@@ -94,6 +96,8 @@ class Float8Linear(nn.Module):
 
 def to_fp8(dit: nn.Module) -> int:
     """Swap the products that every pass makes, in place; -> how many. What is read once for a prompt stays as it is."""
+    if isinstance(dit.blocks, Lent):
+        raise ValueError("blocks that wait in the CPU's memory cannot be made fp8 any more: leave out one of the two")
     swapped = 0
     for block in dit.blocks:
         for owner, names in ((block.self_attn, "qkvo"), (block.cross_attn, "qo"), (block.ffn, "02")):

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .flow import twice_shifted
 from .kit import Kit
 from .motion import draw_ids
 from .picture import middle
-from .sample import sample
+from .sample import options, sample
 from .stream import Stream
 from .tracks import Tracks
 
@@ -34,16 +33,13 @@ def by_stream(kit: Kit, prompt: str, picture, tracks: Tracks | None, frames: int
 def by_teacher(kit: Kit, prompt: str, picture, tracks: Tracks | None, frames: int, seed: int = 0,
                text_scale: float | None = None, motion_scale: float | None = None) -> Iterator[Tensor]:
     """Yield the clip in pieces [T, 3, H, W], all of it sampled before; scales default to the preset's."""
-    preset, (h, w) = kit.preset, kit.geometry.latent_size
+    (h, w), how = kit.geometry.latent_size, options(kit.preset)
+    how |= {name: scale for name, scale in (("text_scale", text_scale), ("motion_scale", motion_scale)) if scale is not None}
     length = 1 + -(-(frames - 1) // kit.geometry.time_stride)           # latent frames, rounded up
     tracks = covering(tracks, 0, kit.geometry.pixel_frames(length))
     cond = kit.condition([prompt], tracks, picture)
     noise = torch.randn(1, length, kit.dit.config.latent_channels, h, w, generator=torch.Generator().manual_seed(seed))
-    steps = sample(kit.dit, noise.to(kit.device), cond, preset.sample_steps, preset.stream.time_shift,
-                   preset.text_scale if text_scale is None else text_scale,
-                   preset.motion_scale if motion_scale is None else motion_scale,
-                   twice_shifted(preset.sample_steps, preset.stream.time_shift) if preset.shifted_twice else None)
-    for step in tqdm(steps, "teacher", preset.sample_steps, leave=False):
+    for step in tqdm(sample(kit.dit, noise.to(kit.device), cond, **how), "teacher", kit.preset.sample_steps, leave=False):
         latents = step.x0
     left = frames
     for made in kit.decode(latents, moved=kit.moved(tracks, picture)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from functools import cache
-from math import prod
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from .dit import Block
 from .doctor import UMT5_GIB, count
 from .kit import assets, device_of, is_kit
 from .motion import TrackHead
+from .offload import SPARE, working
 from .tinyvae import TinyVAE
 from .wan import SOURCES
 
@@ -23,10 +23,10 @@ CLIP_GIB = 2.4                          # ViT-H/14 in float32
 WORDS = 512                             # of umT5's features, whatever the prompt's length
 
 GPUS = (16, 24, 48, 80, 141)            # gigabytes that cards are sold with
-SPARE = 0.85                            # of that, what the sizes below may fill: contexts, kernels' own work, fragments
 
 FOOTNOTES = """\
-memory: while streaming, in bf16; runs on: the smallest usual GPU that this leaves some air.
+memory: while streaming, in bf16; runs on: the smallest usual GPU that this leaves some air; slower on: one with less, where
+blocks wait in the CPU's memory and come for each pass (so many as it takes, or MSK_OFFLOAD says).
 disk: at most (weights in float32), with autoencoder, umT5 and CLIP, which are needed once per prompt and picture; before a
 download its true size is said. umT5 reads on the CPU where a GPU has no room for its 10.6 GiB.
 !: no licence is stated for these weights: ask their makers before you use them for more than a look."""
@@ -37,14 +37,15 @@ class Card:
     name: str
     parameters: int         # transformer and track head
     memory_gib: float       # while streaming: weights, what is remembered, and one chunk's work; prompts are read before
+    least_gib: float        # the same with all blocks in the CPU's memory but for two, see `offload`
     disk_gib: float         # at most: transformer in float32 as most are published, autoencoder, umT5 in bf16, CLIP
     licence: str
     gpu: bool               # is a GPU needed for more than a try?
     repo: str
 
-    def fits(self, gigabytes: float) -> bool:
-        """On a card sold with so many gigabytes, with a little to spare."""
-        return self.memory_gib * 2**30 <= SPARE * gigabytes * 1e9
+    def fits(self, gigabytes: float, waiting: bool = False) -> bool:
+        """On a card sold with so many gigabytes, with a little to spare. waiting: with blocks in the CPU's memory."""
+        return (self.least_gib if waiting else self.memory_gib) * 2**30 <= SPARE * gigabytes * 1e9
 
     @property
     def runs_on(self) -> str:
@@ -53,6 +54,12 @@ class Card:
             return "CPU"
         fits = [size for size in GPUS if self.fits(size)]
         return f"GPU {fits[0]} GB" if fits else f"GPU > {GPUS[-1]} GB"
+
+    @property
+    def slower_on(self) -> str:
+        """The smallest usual card for it with blocks in the CPU's memory, if that is a smaller one."""
+        fits = [size for size in GPUS if self.fits(size, waiting=True)] if self.gpu else []
+        return f"{fits[0]} GB" if fits and not self.fits(fits[0]) else ""
 
     @property
     def size(self) -> str:
@@ -101,16 +108,14 @@ def card(preset: Preset) -> Card:
     with torch.device("meta"):
         head, vae = TrackHead(preset.tracks, preset.geometry), TinyVAE(preset.vae)
     parameters = count(preset.dit) + sum(p.numel() for p in head.parameters())
-    c, s, big = preset.dit, preset.stream, preset.text is None
+    c, big = preset.dit, preset.text is None
     each = 2 if big else 4                                              # bytes
-    (h, w), patch = preset.geometry.latent_size, c.patch
-    tokens = h * w // prod(patch)                                       # of one latent frame
-    held = s.budget or s.chunk * (s.sink + s.window)                    # latent frames remembered
-    remembered = 2 * 2 * c.layers * held * tokens * c.dim * each        # keys and values; the cache, and the past made of it
-    work = s.chunk * tokens * (4 * c.dim + 2 * c.ffn_dim) * each
     weights = parameters * each + sum(p.numel() for p in vae.parameters()) * each
     outside = UMT5_GIB + WAN_VAE_GIB.get(c.latent_channels, 0) + (CLIP_GIB if c.clip_dim else 0) if big else 0
-    return Card(preset.name, parameters, (weights + remembered + work) / 2**30,
+    with torch.device("meta"):
+        blocks = (c.layers - 2) * sum(p.numel() for p in Block(c).parameters()) * each
+    memory = weights + working(preset, each)
+    return Card(preset.name, parameters, memory / 2**30, (memory - blocks) / 2**30,
                 weights * 4 / each / 2**30 + outside, preset.licence, big, preset.repo)
 
 
@@ -146,10 +151,11 @@ def flops(preset: Preset, held: int | None = None) -> int:
 
 def table() -> str:
     """All presets, one line each; a licence that is not stated anywhere is marked."""
-    lines = [f"{'name':<20}{'parameters':>12}{'memory':>10}{'disk':>10}  {'licence':<14}{'runs on':<12}from"]
+    heads = f"{'licence':<14}{'runs on':<12}{'slower on':<11}from"
+    lines = [f"{'name':<20}{'parameters':>12}{'memory':>10}{'disk':>10}  {heads}"]
     for preset in PRESETS.values():
         c = card(preset)
         licence = "! unstated" if c.licence == "unstated" else c.licence
         lines.append(f"{c.name:<20}{c.size:>12}{c.memory_gib:>6.1f} GiB{c.disk_gib:>6.1f} GiB  {licence:<14}"
-                     f"{c.runs_on:<12}{c.repo or ('a folder of yours' if c.gpu else 'this package')}")
+                     f"{c.runs_on:<12}{c.slower_on:<11}{c.repo or ('a folder of yours' if c.gpu else 'this package')}")
     return "\n".join([*lines, "", FOOTNOTES])

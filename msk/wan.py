@@ -30,6 +30,7 @@ from .encoders import CLIP, UMT5, FullVAE, MixedVAE, beside, need
 from .fast import prepare
 from .kit import Kit, assets, best_dtype, device_of, known
 from .motion import TrackHead
+from .offload import lend, wanted
 from .tinyvae import TinyVAE
 from .weights import fetch, fill, read_weights, save_weights, write_whole
 
@@ -156,7 +157,10 @@ def recognise(state: State, data: dict, training: str = "", like: str | None = N
 
 def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, device=None,
              dtype: torch.dtype | None = None) -> Kit:
-    """Recognised weights as a kit. On CUDA the clock decides on attention, and MSK_FAST=1 compiles (see `fast.prepare`)."""
+    """Recognised weights as a kit. On CUDA the clock decides on attention, and MSK_FAST=1 compiles (see `fast.prepare`).
+
+    Blocks that the GPU has no room for, or as many as MSK_OFFLOAD says, wait in the CPU's memory (see `offload`).
+    """
     device = device_of(device)
     known_columns = to_wan_names(state)["patch_embedding.weight"].shape[1]
     if known_columns < sum(preset.dit.channels[name] for name in preset.dit.inputs):
@@ -174,7 +178,12 @@ def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, 
     elif not preset.dit.base_channels:                  # every column is trained, on something else: be silent till taught
         nn.init.zeros_(head.convs[-1].weight)
     kit = Kit(dit, head, *outside(preset, parts), preset, role, outside_clip(preset.dit, parts))
-    kit = kit.eval().to(device, dtype or best_dtype(device))
+    kit, dtype = kit.eval(), dtype or best_dtype(device)
+    if waiting := wanted(kit, device, dtype):
+        print(f"{waiting} of {len(dit.blocks)} blocks wait in the CPU's memory and come for each pass", file=sys.stderr)
+        lend(kit, waiting, device, dtype)
+    else:
+        kit.to(device, dtype)
     for full in kit.vae.modules() if device.type == "cuda" and kit.dtype == torch.bfloat16 else ():
         if isinstance(full, FullVAE):                   # decoded for each chunk; what is encoded, once, stays in float32
             full.vae.decoder.to(kit.dtype)
@@ -194,7 +203,7 @@ def outside(preset: Preset, folder: Path) -> tuple[nn.Module, nn.Module]:
     """
     repo = PARTS.get(preset.vae.latent_channels, "")
     text = UMT5(folder, WORDS if repo else "")
-    places = [folder / "vae", folder / "Wan2.1_VAE.pth"]
+    places = [folder / "vae", folder / {48: "Wan2.2_VAE.pth"}.get(preset.vae.latent_channels, "Wan2.1_VAE.pth")]
     full = next((place for place in places if place.exists()), None)
     tiny = tiny_vae(preset, folder)
     if full is None and tiny is not None and preset.vae.decoder_widths != VAEConfig().decoder_widths:

@@ -369,7 +369,8 @@ viz.bars(chart, "frames a second", "computed; the last one measured, by the pape
 # ## With real weights
 #
 # What fits on which card, by the sizes counted above, with 15 % of it left free? umT5 is opened for a prompt and let go;
-# where the card has no room for it, it reads on the CPU, and what it said is kept on disk.
+# where the card has no room for it, it reads on the CPU, and what it said is kept on disk. A model too large for the card
+# runs all the same, slower: blocks wait in the CPU's memory for their turn (`msk models`, "slower on").
 
 # %%
 for less, gigabytes in ((0, 16), (16, 24), (24, 80)):

@@ -53,6 +53,8 @@ def test_training_checkpoints_are_unwrapped(tmp_path):
     assert checkpoints.read(tmp_path / "sf.pt").keys() == state.keys()
     torch.save({"generator": {"model": state}}, tmp_path / "nested.pt")
     assert checkpoints.read(tmp_path / "nested.pt").keys() == state.keys()
+    torch.save({f"model.diffusion_model.{name}": x for name, x in state.items()}, tmp_path / "comfy.pt")
+    assert checkpoints.read(tmp_path / "comfy.pt").keys() == state.keys()
     torch.save(state, tmp_path / "bare.pt")                                         # "model." stays where it is a name
     assert checkpoints.read(tmp_path / "bare.pt").keys() == state.keys()
 

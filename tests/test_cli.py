@@ -292,9 +292,37 @@ def test_each_suite_of_eval_is_handed_what_was_asked(monkeypatch, capsys):
 def test_options_that_would_do_nothing_are_refused(capsys):
     assert "--teacher takes no --fp8" in refused(capsys, "bench", "--teacher", "--fp8")
     assert "--rows takes no --teacher and no --json" in refused(capsys, "bench", "--rows", "r", "--teacher", "--json", "f")
-    assert "--together is for --teacher" in refused(capsys, "bench", "--together")
-    assert "guide the teacher" in refused(capsys, "generate", "--image", "a.png", "--text-scale", 2)
+    assert "--together and --steps is for --teacher" in refused(capsys, "bench", "--together", "--steps", 25)
+    assert "--offload takes no --fp8" in refused(capsys, "bench", "--offload", 6, "--fp8")
+    assert "--solver is for --suite world, and hands" in refused(capsys, "eval", "--suite", "hands", "--solver", "unipc")
+    for option, value in (("--text-scale", 2), ("--steps", 25), ("--solver", "unipc")):
+        assert "are for --teacher" in refused(capsys, "generate", "--image", "a.png", option, value)
     assert "add --tracks" in refused(capsys, "generate", "--image", "a.png", "--whole")
+
+
+def test_a_teacher_takes_other_steps_and_another_solver(toy, tmp_path, monkeypatch):
+    from msk import evaluate
+    seen, plain = [], generate.sample
+
+    def noted(*given, **how):
+        seen.append((len(how["levels"]), how["solver"]))
+        yield from plain(*given, **how)
+
+    monkeypatch.setattr(generate, "sample", noted)
+    monkeypatch.setattr(evaluate, "sample", noted)
+    words = "generate", "--model", toy.kit, "--image", toy.picture, "--frames", 5, "--teacher", "--out", tmp_path / "a.gif"
+    assert run(*words, "--steps", 3, "--solver", "unipc") == 0
+    assert run(*words) == 0
+    assert run("eval", "--model", toy.kit, "--clips", 1, "--cases", "teacher", "--steps", 2, "--solver", "unipc") == 0
+    assert seen == [(3, "unipc"), (6, "euler"), (2, "unipc")]
+    with pytest.raises(ValueError, match="the teacher's, and it is not measured"):
+        evaluate.run("world", toy.kit, 1, roles=("student",), steps=3)
+
+
+def test_blocks_that_wait_are_asked_for(monkeypatch, capsys):
+    monkeypatch.setenv("MSK_OFFLOAD", "")
+    words = "bench", "--model", "wan2.2-5b", "--random-weights", "--device", "cpu", "--offload"
+    assert "MSK_OFFLOAD=31: use a number of blocks, 0 to 2" in refused(capsys, *words, 31)           # of the toy's two
 
 
 def test_debug_shows_where(monkeypatch):

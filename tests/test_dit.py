@@ -1,4 +1,5 @@
 """The transformer against diffusers' Wan, and against itself: masked, remembered, widened, checkpointed."""
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -183,6 +184,23 @@ def test_bf16_stays_near_float32(make_dit, clip):
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_only_a_pass_that_is_remembered_holds_the_keys_of_all_layers(make_dit, clip):
+    dit, (latents, text, motion, image) = make_dit(layers=6), clip(3)
+    made, alive = [], []
+
+    def look(block, given, answer):
+        made.append(weakref.ref(answer[1][0]))
+        alive.append(sum(keys() is not None for keys in made))
+
+    for block in dit.blocks:
+        block.register_forward_hook(look)
+    dit(latents, torch.ones(2, 3), text, motion, image)
+    assert max(alive) <= 2
+    dit(latents, torch.ones(2, 3), text, motion, image, keys=(kept := []))
+    assert alive[-1] >= 6 and len(kept) == 6
+
+
 def test_attention_maps_come_one_per_layer(make_dit, clip, close):
     dit, (x, text, *_) = make_dit(), clip(3)
     with capture() as maps:

@@ -1,10 +1,12 @@
 """What makes it faster changes nothing but the last digits; what changes more says how much."""
 import contextlib
+import tempfile
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msk import attention, bench, fast, host
@@ -90,9 +92,10 @@ def test_what_repeats_itself_is_made_whole_before_it_is_pinned(monkeypatch):
     assert 0 in tracks.ids.stride() and torch.equal(host.pinned(tracks.ids), tracks.ids)
 
 
-def test_compiled_blocks_and_decoder_make_the_same_frames_and_then_stay_as_they_are(close):
+@pytest.mark.parametrize("name", ["wantrack-1.3b", "wan2.1-1.3b", "wan2.2-5b"])
+def test_compiled_blocks_and_decoder_make_the_same_frames_and_then_stay_as_they_are(name, close):
     """Traced whole, run by torch itself; from the third chunk on nothing is compiled any more."""
-    kit = drawn("wantrack-1.3b", steps=1)
+    kit = drawn(name, steps=1)
     want = played(kit, 5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -117,6 +120,18 @@ def test_compiled_blocks_can_be_looked_into():
     want = look(kit)
     assert fast.prepare(kit, "eager", clock=False)["compiled"] == "eager"
     assert look(kit) == [pytest.approx(row, abs=2e-4) for row in want]
+
+
+def test_what_was_compiled_is_kept_where_it_is_said_for_the_next_run(tmp_path, monkeypatch):
+    """Torch names a folder of its own under /tmp as soon as it is asked to compile; one that somebody chose stays."""
+    monkeypatch.setenv("MSK_CACHE", str(tmp_path))
+    for before, after in ((f"{tempfile.gettempdir()}/torchinductor_me", tmp_path / "compiled"), ("/chosen", "/chosen")):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
+        fast.prepare(drawn("wan2.1-1.3b"), "eager", clock=False)
+        assert cache_dir() == str(after)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    fast.prepare(drawn("wan2.1-1.3b"), "eager", clock=False)
+    assert cache_dir() == str(tmp_path / "compiled")
 
 
 def test_angles_that_change_with_every_chunk_are_not_compiled():

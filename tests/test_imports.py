@@ -26,8 +26,9 @@ MAY = {
     "kit": ROUTE | SIDE | {"picture", "weights", "wan"},
     "checkpoints": {"config", "dit", "motion", "tinyvae", "weights"},
     "encoders": {"tinyvae", "weights", "kit", "checkpoints"},
-    "fast": {"attention", "encoders", "kit", "tinyvae"},
-    "wan": ROUTE | SIDE | {"weights", "kit", "checkpoints", "encoders", "fast"},     # asked for lazily, gives kits
+    "offload": {"config", "host", "kit"},
+    "fast": {"attention", "encoders", "kit", "offload", "tinyvae"},
+    "wan": ROUTE | SIDE | {"weights", "kit", "checkpoints", "encoders", "fast", "offload"},  # asked for lazily, gives kits
     "evaluate": ROUTE | SIDE | {"kit"},
     "hands": ROUTE | SIDE | {"kit", "evaluate", "generate", "grip", "viz"},
     "real": ROUTE | SIDE | {"kit", "evaluate", "generate", "grip", "hands", "picture", "viz"},

@@ -16,11 +16,11 @@ def test_the_table_names_every_preset_and_marks_licences_that_nobody_states(caps
     assert rows.keys() == PRESETS.keys()
     assert "! unstated" in rows["wantrack-1.3b"] and "!" not in rows["wan2.1-1.3b"]
     assert "CPU" in rows["tiny"] and "GPU 16 GB" in rows["wan2.1-1.3b"] and "GPU 24 GB" in rows["wan2.2-5b"]
-    assert all(word in said for word in ("parameters", "memory", "disk", "licence", "runs on"))
+    assert all(word in said for word in ("parameters", "memory", "disk", "licence", "runs on", "slower on"))
 
 
 def test_a_card_that_is_sold_as_large_enough_is_not_always():
-    of = lambda gib: Card("a", 1, gib, 1.0, "MIT", True, "").runs_on
+    of = lambda gib: Card("a", 1, gib, gib, 1.0, "MIT", True, "").runs_on
     assert [of(gib) for gib in (6.1, 12.6, 12.8, 60, 200)] == ["GPU 16 GB", "GPU 16 GB", "GPU 24 GB", "GPU 80 GB",
                                                                "GPU > 141 GB"]
 
@@ -76,3 +76,13 @@ def test_a_pass_costs_what_its_products_cost(name):
     once = 2 * tokens * (6 * c.dim**2 + 2 * c.dim * c.ffn_dim) + 4 * tokens * (seen + words) * c.dim
     assert flops(p) == c.layers * once
     assert name != "wan2.1-1.3b" or round(flops(p) / 1e12, 2) == 24.26
+
+
+def test_blocks_that_wait_make_room_on_a_smaller_card():
+    """All but two of 5B's thirty blocks, four products of 3,072 squared twice and two of 3,072 by 14,336 each."""
+    c = card(PRESETS["wan2.2-5b"])
+    block = 2 * (8 * 3072**2 + 2 * 3072 * 14336 + 21 * 3072 + 14336)
+    assert c.memory_gib - c.least_gib == pytest.approx(28 * block / 2**30)
+    assert (c.runs_on, c.slower_on) == ("GPU 24 GB", "16 GB")
+    assert card(PRESETS["wan2.1-i2v-14b"]).slower_on == "24 GB"
+    assert card(PRESETS["wan2.1-1.3b"]).slower_on == card(PRESETS["tiny"]).slower_on == ""

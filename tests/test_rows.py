@@ -32,6 +32,20 @@ def test_a_row_that_fails_is_made_again_and_the_others_are_not(tmp_path, monkeyp
     assert asked[-1] == ["--model", "wan2.1-1.3b", "--random-weights", "--device", "cpu", "--chunks", "60"]
 
 
+def test_two_thousand_chunks_have_a_call_to_themselves(tmp_path, monkeypatch, capsys):
+    """On a CPU at toy size, where nothing is compiled and nothing waits."""
+    asked = []
+    monkeypatch.setattr(rows, "one", lambda words, seconds: asked.append((words, seconds)) or dict(FIGURES))
+    some = {name: rows.ROWS[name] for name in ("1.3B compiled, 2,000 chunks", "5B plain, as a card of 16 GB holds it")}
+    made = rows.run(tmp_path / "rows.json", 530, "cpu", rows=some)
+    assert list(made) == ["5B plain, as a card of 16 GB holds it"]
+    assert "1.3B compiled, 2,000 chunks            no time left" in capsys.readouterr().err
+    rows.run(tmp_path / "rows.json", 600, "cpu", rows=some, quiet=True)
+    for (words, seconds), (model, chunks, least) in zip(asked, (("wan2.2-5b", "60", 200), ("wan2.1-1.3b", "2000", 590))):
+        assert words[:2] == ["--model", model] and words[words.index("--chunks") + 1] == chunks and seconds > least
+        assert words.count("--chunks") == 1 and not {"--fast", "--offload", "4"} & set(words)
+
+
 def test_without_time_nothing_is_begun(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rows, "one", lambda *_: pytest.fail("begun"))
     assert rows.run(tmp_path / "rows.json", 1, "cpu") == {} and "ask again to go on" in capsys.readouterr().err

@@ -182,8 +182,8 @@ def test_a_teacher_is_sampled_at_the_levels_it_was_made_for(kit, monkeypatch, tw
     from msk import generate
     seen, plain = [], generate.sample
 
-    def noted(*given):
-        for step in plain(*given):
+    def noted(*given, **how):
+        for step in plain(*given, **how):
             seen.append(step.t)
             yield step
 
@@ -207,6 +207,9 @@ def test_the_transformer_is_told_whole_thousandths_and_the_path_is_exact(model):
     noise = torch.randn(1, 4, 16, 6, 8)
     list(rollout(Notes(), noise, None, None, None, replace(BASE.stream, places="held")))
     assert seen == [1000, 947, 857, 666]
+    app = replace(BASE.stream, first=1, levels=tuple(twice_shifted(1000, 6.0)[::250]))              # as README says
+    seen.clear()
+    assert next(rollout(Notes(), noise, None, None, None, app)).shape[1] == 1 and seen == [1000, 947, 858, 671]
     assert torch.equal(to_x0(noise, torch.zeros_like(noise), torch.ones(1, 4)), noise)
 
 

@@ -25,7 +25,7 @@ from ..finish import Finish
 from ..guidance import Condition
 from ..kit import Kit, best_device, best_dtype, fill, known, read_weights, save_weights, write_whole
 from ..motion import TrackHead, carry
-from ..sample import sample
+from ..sample import options, sample
 from ..text import TextEncoder
 from ..tinyvae import TinyVAE
 from ..world import HELD_OUT, World, grid_points
@@ -158,8 +158,7 @@ def preview(preset: Preset, out: Path, models: Teacher, student: DiT | None, nam
         cond = condition(models, Batch(latents, tracks.with_ids(ids), clip.captions, carried))
         noise = torch.randn(latents.shape, generator=generator).to(device)
         if student is None:
-            *_, last = sample(models.dit, noise, cond, preset.sample_steps, preset.stream.time_shift, preset.text_scale,
-                              preset.motion_scale)
+            *_, last = sample(models.dit, noise, cond, **options(preset))
             latents = last.x0
         else:
             latents = dmd.roll_out(student, cond, noise, preset.stream, preset.stream.steps - 1, generator)
@@ -375,8 +374,7 @@ def settle(dit: DiT, models: Teacher, pool: Pool, preset: Preset, student: bool,
             again = torch.Generator().manual_seed(8)
             x0 = dmd.roll_out(dit, cond, noise, preset.stream, preset.stream.steps - 1, again)
         else:
-            *_, last = sample(dit, noise, cond, preset.sample_steps, preset.stream.time_shift, preset.text_scale,
-                              preset.motion_scale)
+            *_, last = sample(dit, noise, cond, **options(preset))
             x0 = last.x0
         return pool.vae.decode(x0.float())[0]
 
