@@ -146,6 +146,7 @@ const KEYS = [["Press and drag", "what is under the pointer follows it"], ["Shif
   ["W A S D, + −", "camera: pan, zoom"], ["Q E, Z X, R F", "camera: roll, orbit, dolly in and out"],
   ["Ctrl Z", "take the last deed back"], ["Ctrl Y, Ctrl Shift Z", "do it again"],
   ["N", "fresh anchor: hold the video to how it looks now"], ["H", "hold still what no hand moves, or free it"],
+  ["End", "a kept session: to its end, as fast as can be"],
   ["M", "what the model sees"], ["G", "where it looks: the shares of its attention"],
   ["Arrows", "move what is chosen, or else the cross (Shift: further)"], ["I", "use the tool where the cross is"],
   ["Select, on a path", "drag its nodes, Delete takes one out, a double click on the line adds one"],
@@ -193,7 +194,8 @@ const OPTIONS = {
   live: `<span class="grips">It takes ${pick("What a point takes hold of", "grip", [
     ["yes", "the thing", "The whole thing under it goes along; two points turn it"],
     ["no", "its spot", "What is near to it goes along"]])}</span><span>When released, it</span>${pick("When a point is released", "keep", [
-    ["yes", "holds", "A released point holds its place"], ["no", "lets go", "A released point lets go of the thing"]])}`,
+    ["holds", "holds", "A released point holds its place"], ["glides", "glides", "A released point goes on as the hand did, and comes to rest"],
+    ["goes", "lets go", "A released point lets go of the thing"]])}`,
   pin: "<span>A click pins a spot. A click on a pin frees it, a click on a handle pins it.</span>",
   path: `<span>Press and draw: it plays as your hand went. Or click its nodes one by one. Begun on a point, it is for that
     point.</span>`,
@@ -245,6 +247,7 @@ const STAGE_HTML = `
       icon('<path d="M6 4 3 7l3 3M3 7h7a4 4 0 0 1 0 8H7"/>')}</button>
     <button data-do="redo" class="square" title="Redo (Ctrl Y)" aria-label="Redo">${
       icon('<path d="m12 4 3 3-3 3M15 7H8a4 4 0 0 0 0 8h3"/>')}</button>
+    <button data-do="skip" title="The kept session, as fast as it can be made (End)" hidden>To its end</button>
     <button data-do="anchor" title="N: hold the video to how it looks now, not to how it began">Anchor</button>
   </div>
   <div class="tools" role="toolbar" aria-label="Tools">
