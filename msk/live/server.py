@@ -416,7 +416,14 @@ class Lobby:
             visitor.say(self._place(visitor))
         elif kind == "ack":
             visitor.link.acked(message["seq"])
-        elif kind == "open":
+        else:
+            session.touch()
+            await self.obey(visitor, session, message)
+
+    async def obey(self, visitor: Visitor, session: Session, message: dict) -> None:
+        """What a hand on the page asks for."""
+        kind = message["type"]
+        if kind == "open":
             image = self.pictures[message["image"]] if message["image"] else session.source
             if image is None:
                 raise ProtocolError("there is no picture yet: choose one")

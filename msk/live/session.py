@@ -117,7 +117,7 @@ class Session:
         self._era = 0                                   # frames of an era that has ended are not shown
         self._queue: deque[Frame] = deque()
         self._next_due = 0.0                            # when the next frame to be made should be seen
-        self._paused_at = self._touched = self._flown = time.monotonic()
+        self._paused_at = self.touched = self._flown = time.monotonic()
         self._chunk = self._index = 0
         self._looked = -1                               # the chunk in which a point was last looked at
         self._making: deque[float] = deque(maxlen=8)    # seconds from asking to frames, of the latest chunks
@@ -215,7 +215,7 @@ class Session:
             if self.image is None:
                 raise ProtocolError("there is no picture yet: choose one, then start")
             if self.state in ("opening", "ready"):
-                self.state, self._next_due, self._touched = "playing", 0.0, time.monotonic()
+                self.state, self._next_due, self.touched = "playing", 0.0, time.monotonic()
             self._tell()
 
     def stop(self) -> None:
@@ -236,7 +236,7 @@ class Session:
         with self._changed:
             if self.state == "paused":
                 self._delay(time.monotonic() - self._paused_at)
-                self.state, self._touched = "playing", time.monotonic()
+                self.state, self.touched = "playing", time.monotonic()
             self._tell()
 
     def reset(self) -> None:
@@ -510,7 +510,7 @@ class Session:
         if kind in ("recall", "load"):                  # files are read while nobody waits
             return getattr(self, f"_{kind}")(message["take"])
         with self._changed:
-            self._touched, self.heard = time.monotonic(), message.get("n", self.heard)
+            self.touched, self.heard = time.monotonic(), message.get("n", self.heard)
             try:
                 if kind == "pointer":
                     self.move(message["samples"])
@@ -598,10 +598,9 @@ class Session:
 
     # -- under the lock ----------------------------------------------------------------------------------------------
 
-    @property
-    def touched(self) -> float:
-        """When a hand was last at the stage, in seconds of this machine's clock."""
-        return self._touched
+    def touch(self) -> None:
+        """A hand is at the stage: `touched` says when that was last, in seconds of this machine's clock."""
+        self.touched = time.monotonic()
 
     @property
     def _runs(self) -> bool:
@@ -881,7 +880,7 @@ class Session:
                 and (self.state != "playing" or self._looked != self._chunk)):         # one look a chunk: the video goes on
             return "take_hold"
         if self.state == "playing" and self._hold_at is None:
-            if time.monotonic() - self._touched > self.idle_after:
+            if time.monotonic() - self.touched > self.idle_after:
                 self._send({"type": "note", "message": "nobody has touched the stream for a while, so it rests: "
                                                        "press Space to go on"})
                 self.pause()
