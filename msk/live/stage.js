@@ -263,6 +263,7 @@ function mountStage(el, host) {
   const hands = new Map();            // pointerId -> what it is doing: {ids, move(event, at), up(event)}
   const maps = new Map();             // chunk -> what the model was told then
   const gazes = new Map();            // chunk -> where it looked
+  const touches = matchMedia("(hover: none)");          // no keys are at hand
   const kept = [], draws = [], latencies = [], errors = [];
   const stats = { received: 0, drawn: 0, skipped: 0, errors };
   const tall = () => hello.height / hello.width;
@@ -357,7 +358,7 @@ function mountStage(el, host) {
     } else if (m.type === "chunk") {
       showMade(m);
     } else if (m.type === "queue") {
-      veil.textContent = m.message; veil.classList.add("on"); setState("queue");
+      leave(m.message, "queue");
     } else if (m.type === "model") {
       loading = m.state === "here" ? null : m;
       showModels();
@@ -383,10 +384,13 @@ function mountStage(el, host) {
     createImageBitmap(f.blob).then((bitmap) => { f.bitmap = bitmap; }, () => { queue = queue.filter((g) => g !== f); });
   }
 
-  function lost(why) {
+  // The stage is not this page's now.
+  function leave(why, next) {
     hands.clear(); fingers.clear(); flying.stop(); greeted = false; draft = corner = null;
-    veil.textContent = why; veil.classList.add("on"); setState("lost");
+    veil.textContent = why; veil.classList.add("on"); setState(next);
   }
+
+  const lost = (why) => leave(why, "lost");
 
   // -- drawing -------------------------------------------------------------------------------------------------------
   function resize() {
@@ -505,7 +509,7 @@ function mountStage(el, host) {
     $(".memory").replaceChildren(...pieces.map((what) => Object.assign(document.createElement("i"), { className: what })));
     $(".given").style.visibility = sink.includes(0) ? "visible" : "hidden";     // a fresh anchor is another picture
     $(".took").textContent = whole.toFixed(0);
-    $(".fewer").textContent = steps < full ? `, ${steps}/${full} steps` : "";
+    $(".fewer").textContent = steps < full ? ` ${steps}/${full}` : "";
     $(".made").title = `Chunk ${chunk} took ${whole.toFixed(0)} ms in ${steps} denoising steps${
       steps < full ? ` (of ${full}: the machine is busy)` : ""}. The next one sees the sink (${sink.join(", ") || "nothing"}) and the window (${
       window.join(", ") || "nothing"}).`;
@@ -560,9 +564,11 @@ function mountStage(el, host) {
     if (corner) inkHandBox(sheet, boxOf(corner, cross), tool === "grid");
     if (cross) inkCross(sheet, cross);
 
-    const begin = points.size ? "Press Enter to play, or drag a point" : HINTS[tool];
-    const ready = script ? "A kept session: Enter plays it again, End skips to its end" : begin;
-    const idle = { ready, paused: "Paused: Space goes on", ended: "Ended: Enter begins again" }[state] || "";
+    const [enter, space] = touches.matches ? ["Start", "Resume"] : ["Enter", "Space"];
+    const begin = points.size ? `Press ${enter} to play, or drag a point` : HINTS[tool];
+    const ready = script ? `A kept session: ${enter} plays it again` : begin;
+    const ended = `Ended: ${touches.matches ? "Again" : enter} begins again`;
+    const idle = { ready, paused: `Paused: ${space} goes on`, ended }[state] || "";
     const text = now < hintUntil ? hintText : draft || hands.size || corner ? "" : idle;
     if (hint.textContent !== text && text) hint.textContent = text;
     hint.classList.toggle("on", !!text && !veil.classList.contains("on"));
@@ -606,6 +612,7 @@ function mountStage(el, host) {
     };
     $(".state").textContent = WORDS[state] || state;
     $(".dot").className = "dot " + state;
+    for (const part of all(".tools, .options, .files")) part.inert = !greeted;
     $("[data-do=toggle] span").textContent = on ? "End" : wanted === "ended" ? "Again" : "Start";
     $("[data-do=toggle]").classList.toggle("main", !on);
     $("[data-do=hold] span").textContent = wanted === "paused" ? "Resume" : "Pause";
@@ -613,7 +620,7 @@ function mountStage(el, host) {
     const can = { toggle: picture, hold: on, reset: picture, undo: undoable, redo: redoable, anchor: runs(),
       file: true, skip: true, last: true, bring: true, look: true, gaze: true, rest: true };
     for (const deed in can) $(`[data-do=${deed}]`).disabled = !greeted || !can[deed];
-    $("[data-do=file] span").textContent = EXPORTS[$(".what").value];
+    $("[data-do=file]").setAttribute("aria-label", `Export ${EXPORTS[$(".what").value]}`);
     $("[data-do=skip]").hidden = !script;
     $("[data-do=look]").hidden = !hello.map;
     $("[data-do=gaze]").hidden = !hello.gaze;
