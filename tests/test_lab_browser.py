@@ -129,6 +129,7 @@ def test_a_cell_plays_in_jupyterlab_and_ends_with_its_kernel(lab, tmp_path):
         stage.state("playing")
         takes = next((tmp_path / "home/takes").glob("*.jsonl"))
         page.keyboard.press("Control+s")
+        page.wait_for_timeout(2000)                                         # what is not saved, it asks about
         page.locator("#jp-main-dock-panel .lm-TabBar-tab", has_text="play.ipynb").locator(".lm-TabBar-tabCloseIcon").click()
         page.locator(".msk-stage-host").wait_for(state="detached", timeout=30_000)
         lab.wait(lambda: still(takes))                                      # its kernel lives, and makes nothing for nobody

@@ -1200,7 +1200,7 @@ def test_sliders_beside_the_stage_change_the_stream_and_the_session_keeps_it(tmp
     session.add(1, 0.5, 0.5)
     session.start()
     until(lambda: session._chunk > 1)
-    sliders["window"].value, sliders["text scale"].value, sliders["motion scale"].value = 3, 2.0, 1.5
+    sliders["window"].value, sliders["text guidance"].value, sliders["motion guidance"].value = 3, 2.0, 1.5
     sliders["steps"].value = 1
     chunk = session._chunk
     until(lambda: session._chunk > chunk + 4)

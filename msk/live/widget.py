@@ -201,7 +201,8 @@ def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None,
 
             def slider(name, limits):
                 kind = ipywidgets.FloatSlider if "scale" in name else ipywidgets.IntSlider
-                made = kind(**limits, description=name.replace("_", " "), continuous_update=False)
+                made = kind(**limits, description=name.replace("_scale", " guidance"), continuous_update=False,
+                            style={"description_width": "110px"})
                 made.observe(lambda change: self.session.tune(**{name: change["new"]}), "value")
                 return made
 
@@ -212,7 +213,7 @@ def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None,
             sliders = [slider(*one) for one in ranges(kit.preset.stream).items()]
             wide = ipywidgets.Layout(flex="1 1 420px", min_width="320px", display="block")
             return _Beside([ipywidgets.Box([self], layout=wide), ipywidgets.VBox(sliders)],
-                           layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center"))
+                           layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start"))
 
         def close(self):
             self.session.close()
