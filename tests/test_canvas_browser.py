@@ -142,7 +142,13 @@ def test_letting_go_frees_the_point(stage):
 
 def test_a_thrown_point_glides_on_comes_to_rest_and_was_one_deed(stage):
     stage.page.get_by_role("button", name="glides").click()
-    stage.drag(BALL, (0.5, 0.5), steps=10, pause=16)
+    for _ in range(10):                                             # on a busy machine, a hand may seem to rest
+        stage.drag(BALL, (0.5, 0.5), steps=10, pause=16)
+        stage.page.wait_for_timeout(500)
+        if stage.ask("stage.points.get(1).x") > 0.51:
+            break
+        stage.page.keyboard.press("Control+z")
+        stage.rests_at(*BALL)
     stage.wait("stage.points.get(1).x > 0.56")                                      # nobody's hand led it there
     stage.wait("stage.kept.slice(-8).every((f) => Math.abs(f.marks[0]?.x - stage.points.get(1).x) < 0.005)")
     x = stage.ask("stage.points.get(1).x")

@@ -24,7 +24,8 @@ const STAGE_CSS = `
 .memory { display: inline-flex; gap: 2px; } .memory i { width: 6px; height: 10px; border-radius: 2px; background: var(--dim); }
 .memory .sink { background: var(--path); } .memory .now { background: var(--live); } .fewer { color: #e0a030; }
 
-.screen { position: relative; width: 100%; aspect-ratio: 1; max-width: 68vh; max-height: 68vh; margin: 0 auto; border-radius: 10px; overflow: hidden;
+.screen { position: relative; width: 100%; aspect-ratio: 1; max-width: 68vh; max-height: 68vh; margin: 0 auto;
+  border-radius: 10px; overflow: hidden;
   background: #05070a; color: #e8ecf3; touch-action: none; user-select: none; -webkit-user-select: none; }
 canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
 .top { cursor: crosshair; } .top.over { cursor: grab; } .top.dragging { cursor: grabbing; }
@@ -195,8 +196,10 @@ function pick(label, name, choices) {
 const OPTIONS = {
   live: `<span class="worded grips">It takes ${pick("What a point takes hold of", "grip", [
     ["yes", "the thing", "The whole thing under it goes along; two points turn it"],
-    ["no", "its spot", "What is near to it goes along"]])}</span><span class="worded">Released, it ${pick("When a point is released", "keep", [
-    ["holds", "holds", "A released point holds its place"], ["glides", "glides", "A released point goes on as the hand did, and comes to rest"],
+    ["no", "its spot", "What is near to it goes along"]])}</span>
+    <span class="worded">Released, it ${pick("When a point is released", "keep", [
+    ["holds", "holds", "A released point holds its place"],
+    ["glides", "glides", "A released point goes on as the hand did, and comes to rest"],
     ["goes", "lets go", "A released point lets go of the thing"]])}</span>`,
   pin: "<span>A click pins a spot; on a pin it frees it, on a handle it pins it.</span>",
   path: `<span title="Begun on a point, it is for that point">Press and draw: it plays as your hand went. Or click its

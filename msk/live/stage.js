@@ -714,7 +714,7 @@ function mountStage(el, host) {
           play();
         }
         for (const e of events) {
-          latest = latest.filter(({ t }) => e.timeStamp - t < 80).concat({ t: e.timeStamp, ...where(e) });
+          latest = latest.filter(({ t }) => e.timeStamp - t < 100).concat({ t: e.timeStamp, ...where(e) });
           if (e.timeStamp - sampled < every) continue;
           put(e);
           if (state === "playing") pending.push(e.timeStamp);
@@ -733,7 +733,7 @@ function mountStage(el, host) {
   // Shares of the picture a millisecond, of the latest places of a hand; null where it rested before it let go.
   function speedOf(places, now) {
     const [first, end] = [places[0], lastOf(places)], time = end ? end.t - first.t : 0;
-    if (time < 8 || now - end.t > 60) return null;
+    if (time < 8 || now - end.t > 100) return null;
     const speed = { x: (end.x - first.x) / time, y: (end.y - first.y) / time };
     return Math.hypot(speed.x, speed.y) > CREEP ? speed : null;
   }
@@ -1211,7 +1211,8 @@ function mountStage(el, host) {
       : number ? () => setTool(number)
       : toward ? (within || chosen.size) && (() => arrow(...toward))
       : { enter: draft ? finish : acts.toggle, " ": acts.hold, delete: draft ? acts.unlay : acts.remove,
-        backspace: draft ? acts.unlay : acts.remove, escape, end: script && acts.skip, n: acts.anchor, h: acts.rest, m: acts.look, i: useCross, "?": acts.help,
+        backspace: draft ? acts.unlay : acts.remove, escape, end: script && acts.skip, n: acts.anchor, h: acts.rest,
+        m: acts.look, i: useCross, "?": acts.help,
         ".": () => chooseNext(1), ",": () => chooseNext(-1), g: acts.gaze }[letter];
     if (!deed) return;
     event.preventDefault(); event.stopPropagation();
