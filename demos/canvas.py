@@ -79,7 +79,8 @@ footer { display: none !important; }
 
 CHOOSE = "let who plays change the model: to any, or to these (names or folders); to any where the page is not shared"
 HOW = ("**Press on a thing and drag it**: the video follows your hand while it plays. **Shift-click** pins a spot in place. "
-       "**Enter** starts and ends, **Space** pauses, **W A S D** move the camera, **Ctrl Z** takes back, **?** lists all.")
+       "**Enter** starts and ends, **Space** pauses, **W\u00a0A\u00a0S\u00a0D** move the camera, **Ctrl\u00a0Z** takes "
+       "back, **?** lists all.")
 
 
 def example_pictures(geometry, count: int = GALLERY) -> list[tuple]:
@@ -194,7 +195,7 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
                                      selected_index=0, object_fit="cover", height="auto", elem_id="msk-gallery", buttons=[])
                 upload = gr.UploadButton("Your own picture", file_types=["image"], type="filepath", size="sm")
                 prompt = gr.Textbox(scene.pictures[0][1], label="Prompt", lines=1, max_lines=3, max_length=1000,
-                                    info="What no point can say; Enter applies it, from the next chunk on",
+                                    info="What no point can say. Enter applies it.",
                                     elem_id="msk-prompt")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2 ** 31 - 1)
 
@@ -217,6 +218,7 @@ def launch(kit, host: str = "127.0.0.1", port: int = 7860, share: bool = False, 
     font = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
     theme = gr.themes.Base(primary_hue="emerald", neutral_hue="slate", radius_size="lg", font=font,
                            font_mono=("ui-monospace", "Consolas", "monospace"))
+    theme.set(block_info_text_color="*neutral_500", block_info_text_color_dark="*neutral_400")
     _, url, shared = page.launch(
         server_name=host, server_port=port, share=share, auth=auth, inbrowser=False, quiet=True, prevent_thread_lock=True,
         ssr_mode=False, theme=theme, css=CSS, footer_links=[], max_file_size="32mb", show_error=True,

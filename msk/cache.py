@@ -39,6 +39,12 @@ class ChunkCache:
         self._sinks = latest[:self.sink]
         self._recent = deque(latest[self.sink:], maxlen=self.window)
 
+    def resize(self, sink: int, window: int) -> None:
+        """From now on remember so many; what is held already is held on to as far as it fits."""
+        held = [*self._sinks, *self._recent]
+        self.sink, self.window = sink, window
+        self._sinks, self._recent = held[:sink], deque(held[sink:], maxlen=window)
+
     def forget(self, number: int = 0, sinks: bool = True) -> None:
         """Be as before the piece of this number came; without `sinks`, those stay."""
         self._sinks, self.made = ([] if sinks else self._sinks), number
@@ -58,6 +64,10 @@ class FrameCache(ChunkCache):
     def __init__(self, sink: int, budget: int):
         super().__init__(sink, budget - sink)
         self.budget = budget
+
+    def resize(self, sink: int, budget: int) -> None:
+        self.budget = budget
+        super().resize(sink, budget - sink)
 
     def push(self, kvs: list[KV], frames: int) -> None:
         """Remember a clean chunk of so many latent frames."""

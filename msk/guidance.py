@@ -53,3 +53,24 @@ def joint_guidance(dit, latents: Tensor, t: Tensor, cond: Condition, text_scale:
     a = text_scale / (text_scale + motion_scale)
     base = a * motion_only + (1 - a) * text_only
     return base + text_scale * (both - motion_only) + motion_scale * (both - text_only)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A student that is pulled on towards prompt and tracks, called as a DiT is: the passes of `joint_guidance` on one past.
+
+    What it learned from was guided already; this is for looking what more, or less, would do.
+    """
+    dit: object
+    null_text: object               # the empty prompt, as `DiT.read` gives it
+    text_scale: float
+    motion_scale: float
+
+    def __call__(self, latents: Tensor, t: Tensor, text, motion: Tensor | None, image: Tensor | None, past=None,
+                 keys: list | None = None, **where) -> Tensor:
+        def velocity(x, t, text_, motion_, image, clip=None):
+            asked = text_ is text and motion_ is motion                 # what is remembered is the pass that was asked for
+            return self.dit(x, t, text_, motion_, image, past=past, **where, **({"keys": keys} if asked and keys is not None
+                                                                                else {}))
+        return joint_guidance(velocity, latents, t, Condition(text, motion, image, self.null_text), self.text_scale,
+                              self.motion_scale)

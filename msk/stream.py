@@ -11,6 +11,7 @@ from torch import Tensor
 from .cache import ChunkCache, FrameCache
 from .config import StreamConfig
 from .flow import add_noise, fewer, schedule, to_x0
+from .guidance import Guided
 from .host import send
 from .tracks import Tracks
 
@@ -47,6 +48,7 @@ class Roll:
 
     def __init__(self, dit, text, config: StreamConfig):
         self.dit, self.text, self.config = dit, text, config
+        self.guided = dit                       # what denoises: the same, or `Guided`
         self.cache = FrameCache(config.sink, config.budget) if config.budget else ChunkCache(config.sink, config.window)
         self.sigmas = list(config.levels) or schedule(config.steps, config.time_shift)
         self._fresh = None                      # the latest chunk, handed out but not yet remembered
@@ -58,7 +60,7 @@ class Roll:
         self.settle()
         past, where = self._before(noise)
         keys, sigmas = None if self.config.clean else [], fewer(self.sigmas, len(self.sigmas) if steps is None else steps)
-        x0 = denoise(self.dit, noise, self.text, motion, image, past, sigmas, grad_at, generator, self.config.whole_t,
+        x0 = denoise(self.guided, noise, self.text, motion, image, past, sigmas, grad_at, generator, self.config.whole_t,
                      keys, **where)
         self._fresh = x0.detach(), motion, image, past, where, keys
         return x0
@@ -87,6 +89,14 @@ class Roll:
         if self._clean:
             self.cache.anchor(*self._pieces(self._clean[-1][1]))
             self._clean = self._clean[-1:]
+
+    def resize(self, config: StreamConfig) -> None:
+        """From the next chunk on, remember as this config says."""
+        self.settle()
+        self.config = config
+        self.cache.resize(config.sink, config.budget or config.window)
+        held = set().union(*self.cache.held())
+        self._clean = [c for c in self._clean if held & set(range(c[0], c[0] + sum(self._pieces(c[1]) or [1])))]
 
     def _pieces(self, x0: Tensor) -> list[int]:
         return [x0.shape[1]] if self.config.budget else []      # the cache counts in frames, or in chunks
@@ -144,6 +154,7 @@ class Stream:
     def __init__(self, kit, prompt: str = "", image=None, *, seed: int = 0, config: StreamConfig | None = None):
         self.kit, self.config = kit, config or kit.preset.stream
         self.prompt, self.image, self.seed = prompt, image, seed
+        self._scales = 0.0, 0.0
         self.reset(prompt, image, seed)
 
     def reset(self, prompt: str | None = None, image=None, seed: int | None = None) -> None:
@@ -157,6 +168,7 @@ class Stream:
         self.seed = self.seed if seed is None else seed
         self.index, self._took = 0, {}
         self._roll = Roll(self.kit.dit, self._read(self.prompt), self.config)
+        self._guide()
         self._generator = torch.Generator().manual_seed(self.seed)
         self._seen = None                       # the decoder's past
         self._origins: dict[int, Tensor] = {}   # by id: where in the picture each track began
@@ -169,6 +181,31 @@ class Stream:
     def anchor(self) -> None:
         """Make the latest chunk the sink: from here on the video is held to how it looks now, not to how it began."""
         self._roll.anchor()
+
+    def tune(self, sink: int | None = None, window: int | None = None, text_scale: float | None = None,
+             motion_scale: float | None = None) -> None:
+        """From the next chunk on: what is remembered (with a budget, `window` is the budget), and guidance on top of what
+        the student learned (0 and 0: none; else up to three passes for one). What is not given stays as it is."""
+        sink = self.config.sink if sink is None else sink
+        size = "budget" if self.config.budget else "window"
+        window = getattr(self.config, size) if window is None else window
+        if (sink, window) != (self.config.sink, getattr(self.config, size)):
+            self.config = replace(self.config, **{"sink": sink, size: window})
+            self._roll.resize(self.config)
+        given = text_scale, motion_scale
+        self._scales = tuple(old if new is None else new for new, old in zip(given, self._scales))
+        self._guide()
+
+    @property
+    def tuning(self) -> dict:
+        """What `tune` can change, as it is."""
+        text_scale, motion_scale = self._scales
+        return {"sink": self.config.sink, "window": self.config.budget or self.config.window, "text_scale": text_scale,
+                "motion_scale": motion_scale}
+
+    def _guide(self) -> None:
+        dit, scales = self.kit.dit, self._scales
+        self._roll.guided = Guided(dit, self._read(""), *scales) if any(scales) else dit
 
     @torch.no_grad()
     def _read(self, prompt: str):

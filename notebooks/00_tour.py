@@ -106,13 +106,15 @@ viz.Moving(both, kit.geometry.fps, width=576, about="left: the kite is dragged; 
 # ## Your turn
 #
 # Press on a thing and drag it: the video follows your hand while it plays. **Enter** starts and ends, **Space** pauses.
-# Nothing blocks: the engine has its own thread, so other cells run while you play.
+# Nothing blocks: the engine has its own thread, so other cells run while you play. The sliders beside it work from the next
+# chunk on: denoising steps, chunks remembered for good (sink) and for a while (window), and guidance on top of what the
+# student has learned. `stage` alone is the stage without them.
 
 # %%
 from msk.live.widget import Stage
 
 stage = Stage(kit, picture, prompt)
-stage
+stage.with_controls()
 
 # %% [markdown]
 # ## Things to try

@@ -57,3 +57,16 @@ def test_a_past_is_a_value():
     copy = before.clone()
     cache.push(chunk(2))
     assert torch.equal(before, copy)
+
+
+@pytest.mark.parametrize("sink, window, now, later", [(1, 3, [0, 9], [0, 9, 10, 11]), (2, 1, [0, 9], [0, 9, 11]),
+                                                      (0, 2, [0, 9], [10, 11]), (1, 0, [0], [0])])
+def test_another_size_keeps_what_fits_and_then_holds_so_many(sink, window, now, later):
+    cache = ChunkCache(1, 1)
+    for i in range(10):
+        cache.push(chunk(i))
+    cache.resize(sink, window)
+    assert held(cache) == now and sum(cache.held(), []) == now
+    cache.push(chunk(10))
+    cache.push(chunk(11))
+    assert held(cache) == later

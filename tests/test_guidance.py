@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from msk.flow import to_x0
-from msk.guidance import Condition, joint_guidance
+from msk.guidance import Condition, Guided, joint_guidance
 
 
 class Counted:
@@ -89,3 +89,17 @@ def test_the_image_stays_in_every_branch(clip):
     cond = Condition(text, motion, image, torch.zeros_like(text))
     assert cond.without_text().image is image and cond.without_motion().image is image
     assert cond.without_text().motion is motion and cond.without_motion().text is text
+
+
+def test_a_guided_student_is_the_papers_formula_on_one_past_and_remembers_the_pass_that_was_asked_for(make_dit, clip, close):
+    dit, (x, text, motion, image), t = make_dit(), clip(4), torch.full((2, 2), 0.8)
+    past = dit.remember(x[:, :2], text, motion[:, :2], image[:, :2], past=[])
+    now = x[:, 2:], t, text, motion[:, 2:], image[:, 2:]
+    keys, plain = [], []
+    with torch.no_grad():
+        made = Guided(dit, torch.zeros_like(text), 3.0, 1.5)(*now, past=past, keys=keys)
+        both = dit(*now, past=past, keys=plain)
+        motion_only = dit(now[0], t, torch.zeros_like(text), *now[3:], past=past)
+        text_only = dit(*now[:3], None, now[4], past=past)
+    close(made, (2 * motion_only + text_only) / 3 + 3 * (both - motion_only) + 1.5 * (both - text_only))
+    assert len(keys) == len(plain) and all(torch.equal(a, b) for k, p in zip(keys, plain) for a, b in zip(k, p))

@@ -21,7 +21,7 @@ MAY = {
     "clips": {"config", "tracks", "video"},             # a clip is a video with its tracks
     "dit": {"config", "attention", "host"},
     "sample": {"flow", "guidance"},
-    "stream": {"config", "cache", "flow", "host", "tracks"},
+    "stream": {"config", "cache", "flow", "guidance", "host", "tracks"},
     "picture": {"config", "weights"},
     "kit": ROUTE | SIDE | {"picture", "weights", "wan"},
     "checkpoints": {"config", "dit", "motion", "tinyvae", "weights"},

@@ -100,6 +100,13 @@ def lives(pid: int) -> bool:
     return True
 
 
+def still(file: Path) -> bool:
+    """Is nothing written to it for three seconds?"""
+    size = file.stat().st_size
+    time.sleep(3)
+    return file.stat().st_size == size
+
+
 def test_a_cell_plays_in_jupyterlab_and_ends_with_its_kernel(lab, tmp_path):
     with open_browser() as browser:
         lab.wait(lab.answers)
@@ -117,6 +124,16 @@ def test_a_cell_plays_in_jupyterlab_and_ends_with_its_kernel(lab, tmp_path):
         page.keyboard.press(" ")                                            # the stage's key, not the notebook's
         stage.state("paused")
         assert page.locator(".jp-CodeCell").count() <= 2
+
+        page.keyboard.press(" ")
+        stage.state("playing")
+        takes = next((tmp_path / "home/takes").glob("*.jsonl"))
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(2000)                                         # what is not saved, it asks about
+        page.locator("#jp-main-dock-panel .lm-TabBar-tab", has_text="play.ipynb").locator(".lm-TabBar-tabCloseIcon").click()
+        page.locator(".msk-stage-host").wait_for(state="detached", timeout=30_000)
+        lab.wait(lambda: still(takes))                                      # its kernel lives, and makes nothing for nobody
+        assert lives(int((tmp_path / "home/pid").read_text()))
 
         pid = int((tmp_path / "home/pid").read_text())
         assert lives(pid)

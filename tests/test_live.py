@@ -260,6 +260,43 @@ def test_undo_takes_back_one_deed_at_a_time(play):
     assert seen[0][0][0] == "pin" and seen[1][0][0] == "live" and seen[2] == [("live", 0.3)] and seen[3] == seen[4] == []
 
 
+def test_what_was_taken_away_comes_back_also_after_a_reset_and_where_it_was_put(play):
+    session = play()
+    session.add(1, 0.3, 0.5)
+    session.rest(True)
+    session.path(2, [(0, 0.2, 0.2), (1, 0.8, 0.2)])
+    session.start()
+    session.grab([1, 2])
+    session.move([Sample(1.0, 1, 0.6, 0.5), Sample(1.0, 2, 0.3, 0.4)])
+    session.release([1, 2])
+    session.pin([1])
+    session.remove([1, 2])
+    session.reset()
+    assert session.describe()["points"] == []
+
+    def seen():
+        return [(p["id"], p["kind"], round(p["x"], 2), round(p["y"], 2)) for p in session.describe()["points"]]
+    session.undo()
+    assert seen() == [(1, "pin", 0.3, 0.5), (2, "path", 0.2, 0.2)]
+    session.undo()
+    assert seen()[0] == (1, "live", 0.3, 0.5)                       # and not where a hand had led it in that video
+    session.undo()
+    assert len(seen()) == 1                                         # the drag is of a video that has ended
+    session.undo()
+    assert session.hold.rest is False and len(seen()) == 1
+    session.redo()
+    assert session.hold.rest is True
+
+
+def test_whole_things_or_spots_is_a_deed_as_well(play):
+    session = play(cut=lambda picture, place: np.zeros(picture.shape[:2], bool))
+    session.grip(False)
+    session.undo()
+    assert session.hold.grips
+    session.redo()
+    assert not session.hold.grips
+
+
 def test_a_point_that_is_let_go_arrives_and_then_says_no_more(play):
     session = play()
     session.add(1, 0.3, 0.5)
@@ -469,6 +506,27 @@ def test_a_kept_session_plays_again_holds_where_it_ended_and_goes_on(play, kept,
     session.grab([1])
     session.move([Sample(2.0, 1, 0.4, 0.4)])
     until(lambda: abs(moving(session)[-1].marks[0].x - 0.4) < 0.005)    # the same point, in the hand
+
+
+def test_a_kept_session_is_skipped_through_and_stands_where_it_stood(play, kept, tmp_path):
+    name, file, shown = kept
+    frames = sum(c["frames"] for c in file["chunks"])
+    session = play(folder=tmp_path)
+    session.hear({"type": "load", "take": name})
+    until(lambda: session.state == "ready")
+    began = time.monotonic()
+    session.hear({"type": "skip"})
+    until(lambda: session.state == "paused")
+    assert time.monotonic() - began < frames / session.fps          # and not in its own time
+    assert session.take.frames == frames and len(moving(session)) == len(file["chunks"])    # one of each chunk is shown
+    assert np.array_equal(moving(session)[0].picture, shown[file["chunks"][0]["frames"] - 1])
+    assert session.describe()["script"] == 0 and session.prompt == "rain"
+    session.resume()
+    session.grab([1])
+    session.move([Sample(2.0, 1, 0.4, 0.4)])
+    until(lambda: abs(moving(session)[-1].marks[0].x - 0.4) < 0.005)
+    live = [f.due for f in moving(session)[-12:]]
+    np.testing.assert_allclose(np.diff(live), 1 / session.fps, atol=0.02)   # at its own pace again
 
 
 def test_a_hand_takes_over_from_a_kept_session(play, kept):
@@ -842,6 +900,30 @@ def test_whatever_a_client_sends_the_server_lives(served):
     asyncio.run(client())
 
 
+def test_who_touches_nothing_gives_way_to_those_who_wait(served):
+    served.turn = 1.0
+
+    async def clients():
+        async with knock(served) as idle:
+            await wait_for(idle, is_state("ready"))
+            await send(idle, type="start")
+            await asyncio.sleep(1.5)
+            await wait_for(idle, is_frame)                          # alone, one may look on for as long as one likes
+            async with knock(served) as next_one:
+                assert "touch nothing for 1 seconds" in (await wait_for(next_one, is_type("queue")))["message"]
+                assert "others wait" in (await wait_for(idle, is_type("note")))["message"]
+                told = await wait_for(idle, lambda m: m.get("type") == "queue" and "went to the next" in m["message"])
+                assert told["place"] == 1
+                await wait_for(next_one, is_state("ready"))
+                for _ in range(4):                                  # a hand on the stage keeps it
+                    await send(next_one, type="camera", right=0, down=0, zoom=0, roll=0, orbit=0, dolly=0)
+                    await asyncio.sleep(0.5)
+                assert served.player.session is not None and [v.session for v in served.waiting] == [None]
+                await wait_for(next_one, lambda m: m.get("type") == "queue", 10)
+                await wait_for(idle, is_state("ready"))             # and back, as that one rests now
+    asyncio.run(clients())
+
+
 def wide(name, folder):
     """Another model, twice as wide: (how its sessions begin, its pictures)."""
     kit = exact.exact_kit(Geometry(96, 192, fps=24))
@@ -918,14 +1000,63 @@ def test_a_page_that_came_back_or_is_away_gets_the_other_model_as_well(served, t
             served.choice = Choice(offers("wide", "wider"), lambda name, step: go.wait(20) and wide(name, tmp_path))
             await send(socket, type="model", name="wider")
             await wait_for(socket, is_type("model"))
+            await send(socket, type="add", id=4, kind="live", x=0.4, y=0.5, t=0)
+            await send(socket, type="say", prompt="rain")
+            await wait_for(socket, lambda m: m.get("type") == "state" and m["prompt"] == "rain")
             served.grace = 60
             socket.transport.abort()
         until(lambda: served._orphan is not None)
+        old = served._orphan[1]
         go.set()
-        async with knock(served, resume=hello["session"]) as socket:
+        until(lambda: served._orphan[1] is not old)
+        async with knock(served, resume=hello["session"]) as socket:        # all is as it was left
             hello = await wait_for(socket, lambda m: m.get("type") == "hello" and m["model"] == "wider")
-            await wait_for(socket, is_state("ready"))
+            state = await wait_for(socket, is_state("ready"))
+            assert ([p["id"] for p in state["points"]], state["prompt"], state["undo"]) == ([4], "rain", 2)
     asyncio.run(client())
+
+
+def test_deeds_and_what_pins_hold_go_along_to_a_model_of_another_shape(play):
+    """A picture of 96 x 96; the other model sees its middle half, 192 x 96: (x, y) there is (2 x, 2 y - 48) here."""
+    from msk.live.session import Session
+    disc = np.hypot(*np.meshgrid(np.arange(96) - exact.BALL_AT[0], np.arange(96) - exact.BALL_AT[1])) < exact.RADIUS
+    old = play(cut=lambda picture, place: disc if disc.shape == picture.shape[:2] else np.zeros(picture.shape[:2], bool))
+    old.add(1, exact.BALL_AT[0] / W, 0.5)
+    until(lambda: old.points[1].looked and old.points[1].thing is not None)
+    old.pin([1])                                                    # a pin now, and it holds the ball
+    old.path(2, [(0, 0.25, 0.5), (1, 0.5, 0.5)])
+    old.path(2, [(0, 0.25, 0.5), (1, 0.75, 0.5)])
+    old.add(3, 0.5, 0.05)                                           # not seen by the other
+    old.add(4, 0.5, 0.6)
+    old.remove([4])
+    old.say("rain")
+    kit, looked = exact.exact_kit(Geometry(96, 192, fps=24)), []
+
+    def cut(picture, place):
+        looked.append(place)
+        return np.zeros(picture.shape[:2], bool)
+    new = Session(lambda prompt, image, seed: exact.ExactStream(kit, prompt, image, seed=seed), kit.geometry, cut=cut)
+    with new:
+        old.close()
+        assert new.go_on_from(old) == 1 and sorted(new.points) == [1, 2]
+        until(lambda: looked)                                       # what the pin holds is looked for again
+
+        def end():
+            return new.points[2].way.nodes[-1][1]
+        new.undo()
+        assert new.prompt == "a red ball"
+        new.undo()
+        assert new.points[4].target == pytest.approx(96 + 67.2j, abs=0.01)      # where it was put, in this one's pixels
+        new.undo()
+        assert sorted(new.points) == [1, 2] and end() == pytest.approx(144 + 48j)
+        new.undo()
+        assert end() == pytest.approx(96 + 48j)
+        new.undo()
+        new.undo()
+        assert {i: p.kind for i, p in new.points.items()} == {1: "live"}
+        for _ in range(6):
+            new.redo()
+        assert (sorted(new.points), new.points[1].kind, new.prompt) == ([1, 2], "pin", "rain") and end().real == 144
 
 
 @pytest.mark.parametrize("error, says", [(ConnectionError("it could not be fetched from the hub: check the network"),
@@ -1028,6 +1159,69 @@ def test_a_notebook_pulls_what_a_page_gets_pushed(play, tmp_path):
     until(arrived)
     x, y = exact.red_centre(np.asarray(Image.open(io.BytesIO(seen[-1]["jpeg"]))))
     assert abs(x - 0.6 * W) < 1.5 and abs(y - 0.7 * W) < 1.5
+
+
+def test_where_nobody_asks_any_more_the_stream_rests_and_goes_on_when_somebody_does(play, monkeypatch):
+    from msk.live import widget
+    monkeypatch.setattr(widget, "AWAY", 0.5)
+    session = play()
+    pulled = widget.Pulled(session)
+    pulled.answer({"fresh": True, "words": [{"type": "start"}], "order": [0]}, [])
+    until(lambda: session.state == "paused")                        # the tab was closed: no chunk is made for nobody
+    made = session.streams[0].index
+    time.sleep(1)
+    assert session.streams[0].index == made
+    pulled.answer({"fresh": True}, [])
+    until(lambda: pulled.answer({}, []) and session.streams[0].index > made)
+    session.hear({"type": "pause"})                                 # but what a hand has paused stays so
+    time.sleep(0.6)
+    pulled.answer({}, [])
+    assert session.state == "paused"
+
+
+def test_sliders_beside_the_stage_change_the_stream_and_the_session_keeps_it(tmp_path):
+    """The toy model, with more memory and guided from some chunk on: replayed, its frames are the same to the last bit."""
+    pytest.importorskip("anywidget")
+    from msk.kit import Kit
+    from msk.live import Stage
+    from msk.live.replay import replay
+    torch.manual_seed(0)
+    kit = Kit.random("toy")
+    for p in kit.dit.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    stage = Stage(kit, exact.picture(), "a red ball", folder=tmp_path, fps=12)
+    session, frames = stage.session, []
+    session.on_frame = frames.append
+    box = stage.with_controls()
+    sliders = {slider.description: slider for slider in box.children[1].children}
+    stream = kit.preset.stream
+    assert (sliders["sink"].value, sliders["window"].value, sliders["steps"].value) == (
+        stream.sink, stream.window, stream.steps)
+    session.add(1, 0.5, 0.5)
+    session.start()
+    until(lambda: session._chunk > 1)
+    sliders["window"].value, sliders["text guidance"].value, sliders["motion guidance"].value = 3, 2.0, 1.5
+    sliders["steps"].value = 1
+    chunk = session._chunk
+    until(lambda: session._chunk > chunk + 4)
+    assert len(session._stream.memory["window"]) == 3
+    session.stop()
+    until(lambda: session.take.path is not None)
+    stage.close()
+    kept = read_session(session.take.file())
+    tuned = [c["tune"] for c in kept["chunks"] if "tune" in c]
+    assert tuned[-1] == {"window": 3, "text_scale": 2.0, "motion_scale": 1.5} and kept["chunks"][-1].get("steps", 1) == 1
+    made = torch.cat(list(replay(kit, kept))).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    shown = [f.picture for f in frames if not f.still]
+    assert len(made) == len(shown) and all(np.array_equal(a, b) for a, b in zip(made, shown))
+    plain = kept | {"chunks": [{k: v for k, v in c.items() if k != "tune"} for c in kept["chunks"]]}
+    assert not np.array_equal(torch.cat(list(replay(kit, plain))).mul(255).round().byte()[-1], made[-1].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("how", [{"sink": -1}, {"window": 1.5}, {"steps": 0}, {"text_scale": float("nan")}, {"noise": 1}])
+def test_what_a_stream_cannot_be_tuned_to_is_refused_in_one_sentence(play, how):
+    with pytest.raises(ProtocolError, match="cannot be set: there are steps"):
+        play().tune(**how)
 
 
 def test_the_widget_is_a_picture_where_there_is_no_front_end(tmp_path):

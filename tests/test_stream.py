@@ -12,6 +12,7 @@ from msk import bench
 from msk.cache import ChunkCache
 from msk.config import PRESETS, StreamConfig
 from msk.flow import add_noise, schedule, to_x0
+from msk.kit import Kit
 from msk.models import toy
 from msk.stream import Roll, Stream, denoise, draw, elapsed, given, rollout
 from msk.tracks import Tracks
@@ -344,6 +345,43 @@ def test_other_sinks_and_windows_stream_too(kit):
         for _ in range(4):
             frames = stream.step()
         assert frames.shape[1] == 4 * config.chunk and frames.isfinite().all()
+
+
+def test_a_stream_that_is_tuned_goes_on_as_one_that_was_so_from_the_start(kit, close):
+    """With more window from the second chunk on, nothing has been forgotten yet that the other would know."""
+    tuned, large = Stream(kit, "a fish", seed=3), Stream(kit, "a fish", seed=3, config=replace(kit.preset.stream, window=3))
+    for k in range(6):
+        if k == 2:
+            tuned.tune(window=3)
+        close(tuned.step(), large.step())
+    usual = Stream(kit, "a fish", seed=3)
+    for _ in range(6):
+        usual.step()
+    assert not torch.equal(usual.step(), tuned.step())
+    tuned.tune(window=1)
+    tuned.settle()
+    assert len(tuned.memory["window"]) == 1 and len(tuned._roll._clean) == 2
+    tuned.reset(seed=3)                                 # what was tuned stays so
+    assert tuned.tuning == usual.tuning == {"sink": 1, "window": 1, "text_scale": 0.0, "motion_scale": 0.0}
+
+
+def test_a_budget_is_tuned_in_latent_frames():
+    kit = Kit.random(toy(PRESETS["wantrack-1.3b"]))
+    stream, budget = Stream(kit), kit.preset.stream.budget
+    stream.tune(window=budget + 3)
+    for _ in range(6 + budget // kit.preset.stream.chunk):
+        stream.step()
+    stream.settle()
+    held = sum(len(pieces) for pieces in stream.memory.values())
+    assert held == budget + 3 and stream.tuning["window"] == budget + 3
+
+
+def test_guidance_of_one_or_nothing_changes_nothing_and_more_does(kit):
+    streams = [Stream(kit, "a fish", seed=3) for _ in range(4)]
+    for stream, text_scale in zip(streams, (None, 0.0, 1.0, 4.0)):
+        stream.tune(text_scale=text_scale)
+    plain, zero, one, four = (stream.step() for stream in streams)
+    assert torch.equal(plain, zero) and torch.equal(plain, one) and not torch.equal(plain, four)
 
 
 def test_a_picture_beside_every_frame_reaches_every_chunk_and_one_in_the_first_frame_only_the_first():

@@ -66,7 +66,8 @@ def how_far(at: str, seconds: float) -> dict:
     if fetching is None:
         return {"message": f"{at} ({seconds:.0f} s)", "share": None}
     repo, here, whole = fetching
-    return {"message": f"downloading {repo}: {here / 1e9:.2f} of {whole / 1e9:.2f} GB", "share": here / max(whole, 1)}
+    unit, size = ("GB", 1e9) if whole > 1e9 else ("MB", 1e6)
+    return {"message": f"downloading {repo}: {here / size:.1f} of {whole / size:.1f} {unit}", "share": here / max(whole, 1)}
 
 
 def in_a_thread(call: Callable) -> asyncio.Future:

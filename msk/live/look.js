@@ -1,7 +1,7 @@
 // How the stage looks and what it says: its style, its parts, the list of its keys. Plain script, before stage.js.
 
 const STAGE_CSS = `
-:host { display: block; }
+:host { display: block; width: 100%; container-type: inline-size; }
 * { box-sizing: border-box; }
 [hidden] { display: none !important; }
 .stage { --live: #3ddc97; --pin: #ff5d5d; --path: #5aa9ff; --ink: #e8ecf3; --dim: #98a2b5; --card: #12151c; --soft: #1a1f2a;
@@ -19,12 +19,13 @@ const STAGE_CSS = `
 .dot { width: 9px; height: 9px; border-radius: 50%; background: var(--dim); transition: background .2s; }
 .dot.playing { background: var(--live); box-shadow: 0 0 0 4px rgb(61 220 151 / .18); }
 .dot.paused { background: #ffc857; } .dot.failed, .dot.lost { background: var(--pin); }
-.hud { display: flex; gap: 12px; color: var(--dim); }
+.hud { display: flex; gap: 10px; color: var(--dim); }
 .hud b { color: var(--ink); font-weight: 600; }
 .memory { display: inline-flex; gap: 2px; } .memory i { width: 6px; height: 10px; border-radius: 2px; background: var(--dim); }
 .memory .sink { background: var(--path); } .memory .now { background: var(--live); } .fewer { color: #e0a030; }
 
-.screen { position: relative; width: 100%; max-height: 68vh; margin: 0 auto; border-radius: 10px; overflow: hidden;
+.screen { position: relative; width: 100%; aspect-ratio: 1; max-width: 68vh; max-height: 68vh; margin: 0 auto;
+  border-radius: 10px; overflow: hidden;
   background: #05070a; color: #e8ecf3; touch-action: none; user-select: none; -webkit-user-select: none; }
 canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
 .top { cursor: crosshair; } .top.over { cursor: grab; } .top.dragging { cursor: grabbing; }
@@ -73,6 +74,7 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
 .stage[data-theme=light] .tools [data-tool=live][aria-pressed=true] svg { color: #12995f; }
 .options { min-height: 48px; padding: 10px 4px 0; color: var(--dim); }
 .options > div { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 12px; min-height: 36px; }
+.worded { display: inline-flex; align-items: center; gap: 8px; white-space: nowrap; }
 .pick { display: inline-flex; border: 1px solid var(--line); border-radius: 9px; overflow: hidden; }
 .pick button { border: 0; border-radius: 0; background: transparent; color: var(--dim); padding: 0 10px; height: 32px; }
 .pick button[aria-pressed=true] { background: var(--on); color: var(--ink); }
@@ -81,7 +83,8 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
 .pads span { display: inline-flex; align-items: center; gap: 6px; }
 .bar { display: flex; flex-wrap: wrap; gap: 6px; padding-top: 12px; align-items: center; }
 .gap { flex: 1; }
-.models { flex-wrap: wrap; color: var(--dim); } 
+[inert] { opacity: .45; }
+.models { flex-wrap: wrap; color: var(--dim); } .models label { padding-left: 4px; }
 .models select { flex: 1; min-width: 0; max-width: 22em; } .models .told { flex-basis: 100%; padding: 2px 4px 0; }
 .models .told.bad { color: var(--bad); } progress { width: 100%; height: 6px; accent-color: var(--accent); }
 .sights figure { margin: 12px 0 0; padding: 10px; border: 1px solid var(--line); border-radius: 12px; background: var(--soft); }
@@ -106,12 +109,12 @@ output { color: var(--ink); min-width: 4ch; font-variant-numeric: tabular-nums; 
   button:hover:not(:disabled) { background: var(--on); } button.main:hover:not(:disabled) { background: #5be7ac; }
   .tools button:hover:not(:disabled) { color: var(--ink); }
 }
-@media (max-width: 520px) {
+@container (max-width: 520px) {
   .stage { padding: 8px; border-radius: 12px; }
   .head { flex-direction: column; align-items: stretch; gap: 4px; height: 42px; }
   .hud { justify-content: space-between; gap: 8px; font-size: 12px; padding: 0 4px; } .work { display: none; }
   kbd { display: none; } button, select { height: 40px; padding: 0 9px; } button.square { width: 40px; }
-  .bar { gap: 5px; }
+  .bar { gap: 5px; } .files .gap { flex-basis: 100%; } .files [data-do=help] { margin-left: auto; }
   .tools { gap: 4px; } .tools button { height: 52px; font-size: 10.5px; }
   .tools > * { padding: 3px; gap: 2px; flex: auto !important; grid-auto-columns: minmax(31px, auto); }
   .pick button { height: 38px; } .pads .pick button { width: 38px; }
@@ -144,9 +147,10 @@ const KEYS = [["Press and drag", "what is under the pointer follows it"], ["Shif
   ["1 to 6", "handle, pin, path, grid, select, camera"],
   ["Enter", "start, end; finish a path"], ["Space", "pause, go on"],
   ["W A S D, + −", "camera: pan, zoom"], ["Q E, Z X, R F", "camera: roll, orbit, dolly in and out"],
-  ["Ctrl Z", "take the last deed back"], ["Ctrl Y, Ctrl Shift Z", "do it again"],
+  ["Ctrl Z, Ctrl Y", "take the last deed back, do it again"],
   ["N", "fresh anchor: hold the video to how it looks now"], ["H", "hold still what no hand moves, or free it"],
-  ["M", "what the model sees"], ["G", "where it looks: the shares of its attention"],
+  ["End", "a kept session: to its end, as fast as can be"],
+  ["M, G", "what the model sees, where it looks"],
   ["Arrows", "move what is chosen, or else the cross (Shift: further)"], ["I", "use the tool where the cross is"],
   ["Select, on a path", "drag its nodes, Delete takes one out, a double click on the line adds one"],
   ["] and [", "choose the next node of a path, the one before: arrows move it, I adds one behind it, Delete takes it out"],
@@ -190,13 +194,16 @@ function pick(label, name, choices) {
 }
 
 const OPTIONS = {
-  live: `<span class="grips">It takes ${pick("What a point takes hold of", "grip", [
+  live: `<span class="worded grips">It takes ${pick("What a point takes hold of", "grip", [
     ["yes", "the thing", "The whole thing under it goes along; two points turn it"],
-    ["no", "its spot", "What is near to it goes along"]])}</span><span>When released, it</span>${pick("When a point is released", "keep", [
-    ["yes", "holds", "A released point holds its place"], ["no", "lets go", "A released point lets go of the thing"]])}`,
-  pin: "<span>A click pins a spot. A click on a pin frees it, a click on a handle pins it.</span>",
-  path: `<span>Press and draw: it plays as your hand went. Or click its nodes one by one. Begun on a point, it is for that
-    point.</span>`,
+    ["no", "its spot", "What is near to it goes along"]])}</span>
+    <span class="worded">Released, it ${pick("When a point is released", "keep", [
+    ["holds", "holds", "A released point holds its place"],
+    ["glides", "glides", "A released point goes on as the hand did, and comes to rest"],
+    ["goes", "lets go", "A released point lets go of the thing"]])}</span>`,
+  pin: "<span>A click pins a spot; on a pin it frees it, on a handle it pins it.</span>",
+  path: `<span title="Begun on a point, it is for that point">Press and draw: it plays as your hand went. Or click its
+    nodes.</span>`,
   draft: `<span class="counted"></span><button data-do="finish">Finish <kbd>Enter</kbd></button>
     <button data-do="unlay">One back</button><button data-do="cancel">Cancel <kbd>Esc</kbd></button>`,
   way: `${pick("How the path is played", "loop", [["once", "once", "To its end, and stay"],
@@ -209,7 +216,7 @@ const OPTIONS = {
     ["pin", "pins", "Points that stay"]])}
     <label>Spacing <input type="range" class="spacing" min="4" max="40" step="1" value="14" aria-label="Spacing of the grid">
       <output class="percent">14 %</output></label>`,
-  select: "<span>Drag a box around points. Shift adds. Drag, arrows and Delete then work on all of them.</span>",
+  select: "<span>Drag a box around points, then drag any of them. Shift adds.</span>",
   group: `<span class="many"></span><button data-do="pinAll">Pin</button><button data-do="freeAll">Free</button>
     <button data-do="remove">Delete</button>`,
   camera: flyPad("Zoom", [["−", "zoom", -1, "Zoom out"], ["+", "zoom", 1, "Zoom in"]])
@@ -245,6 +252,7 @@ const STAGE_HTML = `
       icon('<path d="M6 4 3 7l3 3M3 7h7a4 4 0 0 1 0 8H7"/>')}</button>
     <button data-do="redo" class="square" title="Redo (Ctrl Y)" aria-label="Redo">${
       icon('<path d="m12 4 3 3-3 3M15 7H8a4 4 0 0 0 0 8h3"/>')}</button>
+    <button data-do="skip" title="The kept session, as fast as it can be made (End)" hidden>To its end</button>
     <button data-do="anchor" title="N: hold the video to how it looks now, not to how it began">Anchor</button>
   </div>
   <div class="tools" role="toolbar" aria-label="Tools">
@@ -271,7 +279,7 @@ const STAGE_HTML = `
       <figcaption></figcaption></figure>
   </div>
   <div class="bar files">
-    <button data-do="file" title="Everything shown since Start">Export <span>mp4</span></button>
+    <button data-do="file" title="Everything shown since Start">Export</button>
     <select class="what" aria-label="What to export">${Object.entries(EXPORTS).map(([what, name]) =>
       `<option value="${what}">${name}</option>`).join("")}</select>
     <label title="Says in a corner of the picture that it was generated"><input type="checkbox" class="tag"> with a

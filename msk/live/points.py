@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..grip import Thing
@@ -48,7 +49,11 @@ class Way:
         return abs(self.nodes[-1][0] - other.nodes[-1][0]) < 2e-3
 
     def moved(self, by: complex) -> Way:
-        return replace(self, nodes=tuple((t, place + by) for t, place in self.nodes))
+        return self.seen(lambda place: place + by)
+
+    def seen(self, here: Callable[[complex], complex]) -> Way:
+        """The same way with each of its places as `here` gives it."""
+        return replace(self, nodes=tuple((t, here(place)) for t, place in self.nodes))
 
 
 @dataclass(eq=False)
@@ -102,6 +107,11 @@ class Point:
     def look(self) -> Look:
         return Look(self, self.kind, self.target, self.way)
 
+    def at_home(self, kind: str, way: Way | None) -> Look:
+        """How it would be where it was put on the picture, of this kind and on this way."""
+        way = way and way.moved(self.home - way.start)
+        return Look(self, kind, self.home, way)
+
 
 @dataclass(frozen=True)
 class Look:
@@ -110,6 +120,16 @@ class Look:
     kind: str
     target: complex
     way: Way | None
+
+    def like(self, other: Look) -> bool:
+        """Is it the same, as far as a hand can tell?"""
+        if (self.point, self.kind, self.way is None) != (other.point, other.kind, other.way is None):
+            return False
+        if self.way is None:
+            return abs(self.target - other.target) < 1e-3
+        mine, theirs = self.way, other.way
+        return ((mine.loop, mine.speed, len(mine.nodes)) == (theirs.loop, theirs.speed, len(theirs.nodes))
+                and all(abs(s - t) < 1e-3 and abs(p - q) < 1e-3 for (s, p), (t, q) in zip(mine.nodes, theirs.nodes)))
 
 
 class Deeds:
@@ -146,12 +166,20 @@ class Deeds:
         self._done.append(self._undone.pop())
         return {what: after for what, (_, after) in self._done[-1].items()}
 
-    def keep(self, wanted) -> None:
-        """Forget each change for which wanted(before, after) is not true."""
-        for deeds in (self._done, self._undone):
-            kept = [{what: pair for what, pair in deed.items() if wanted(*pair)} for deed in deeds]
-            deeds.clear()
-            deeds.extend(deed for deed in kept if deed)
+    def told(self, anew: Callable[[object, object], tuple | None]) -> Deeds:
+        """The same deeds, each (before, after) as `anew` tells it; None: that one is left out."""
+        deeds = Deeds()
+        for mine, told in ((self._done, deeds._done), (self._undone, deeds._undone)):
+            for deed in mine:
+                changes = {what: pair for what, both in deed.items() if (pair := anew(*both)) is not None}
+                if changes:
+                    told.append(changes)
+        return deeds
+
+    def points(self) -> dict[Point, None]:
+        """All that they know of, also those that are gone."""
+        return {look.point: None for deed in (*self._done, *self._undone) for pair in deed.values() for look in pair
+                if isinstance(look, Look)}
 
     def clear(self) -> None:
         self._done.clear()

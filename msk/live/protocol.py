@@ -5,6 +5,7 @@ Up, text (JSON, at most 16 KiB), one object with a `type`, and `n`, its number, 
     open     image (id of a picture), prompt, seed       take this picture, forget the old stream
     start  stop  pause  resume  reset                    the take: begin, end, hold, go on; to the picture
     undo  redo  anchor                                   one deed back, one again; the latest chunk becomes the sink
+    skip                                                 what is left of a kept session, as fast as it can be made
     say      prompt                                      follow another text, from the next chunk on
     add      id, kind "live" | "pin", x, y, t            a new point; the page chooses the id, 0..65535
     grid     id, kind, box [x, y, x, y], spacing, t      points all over a box, spacing in widths; ids from `id` on
@@ -179,6 +180,7 @@ _FIELDS = {
     "open": {"image": lambda n, v: _words(n, v, 64), "prompt": lambda n, v: _words(n, v, MAX_PROMPT),
              "seed": lambda n, v: _whole(n, v, 0, 2 ** 31 - 1)},
     "start": {}, "stop": {}, "pause": {}, "resume": {}, "reset": {}, "undo": {}, "redo": {}, "anchor": {},
+    "skip": {},
     "say": {"prompt": lambda n, v: _words(n, v, MAX_PROMPT)},
     "add": {"id": _point_id, "kind": _KIND, "x": _share, "y": _share, "t": _number},
     "grid": {"id": _point_id, "kind": _KIND, "box": _box, "spacing": lambda n, v: _number(n, v, 0.02, 1.0), "t": _number},

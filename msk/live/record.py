@@ -30,6 +30,7 @@ MAX_SESSION = 256 * 1024 ** 2               # bytes of a session file
 MAX_FRAMES = 24 * 3600 * 6                  # of one take: six hours
 MAX_EVENTS = 100_000
 MAX_GROUPS, MAX_TRACKS = 64, 4096           # that one chunk may hold
+MOST_HELD, MOST_SCALE = 64, 20              # of what a stream may be tuned to
 FAR = 1e5                                   # pixels: no place is so far
 AGAIN = "again"
 LATELY = 60                                 # seconds
@@ -366,7 +367,15 @@ def _holds(chunk: dict) -> bool:
             and len(chunk["who"]) == len(ids) and all(kind in MARKS and _names([id]) for id, kind in chunk["who"])
             and all(_fits(group, count) for group in held) and _names([steps := chunk.get("steps", 1)]) and 0 < steps <= 1000
             and [type(v) for v in hold] == [bool, bool]
+            and all(tunable(*one) for one in chunk.get("tune", {}).items())
             and isinstance(chunk.get("say", ""), str) and isinstance(chunk.get("points", []), list))
+
+
+def tunable(name: str, value) -> bool:
+    """May a stream be tuned to this? See Stream.tune; `steps` are the session's."""
+    if name in ("sink", "window", "steps"):
+        return type(value) is int and (name == "steps") <= value <= MOST_HELD
+    return name in ("text_scale", "motion_scale") and type(value) in (int, float) and 0 <= value <= MOST_SCALE
 
 
 def _fits(group: dict, frames: int) -> bool:

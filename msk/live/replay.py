@@ -67,11 +67,14 @@ def replay(kit, session: dict) -> Iterator[Tensor]:
         raise ValueError(f"the session was played at {session['width']}x{session['height']}, and {kit.name} makes "
                          f"{size[0]}x{size[1]}: use the model it names, {session['model']}")
     stream, left = Stream(kit, session["prompt"], picture_of(session), seed=session["seed"]), session.get("shown")
+    usual = stream.tuning
     for k, chunk in enumerate(session["chunks"]):
         if "say" in chunk:
             stream.say(chunk["say"])
         if chunk.get("anchor"):
             stream.anchor()
+        if "tune" in chunk:
+            stream.tune(**usual | chunk["tune"])
         if stream.frames_wanted != chunk["frames"]:
             raise ValueError(f"chunk {k} of the session has {chunk['frames']} frames where {kit.name} makes "
                              f"{stream.frames_wanted}: use the model it names, {session['model']}")

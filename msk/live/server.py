@@ -169,6 +169,12 @@ def same(secret: str, guess: str) -> bool:
     return bool(guess) and secrets.compare_digest(secret.encode(), guess.encode(errors="replace"))
 
 
+def span(seconds: float) -> str:
+    """A time in words."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} seconds" if seconds < 100 else f"{minutes} minutes"
+
+
 def name_of(host: str) -> str:
     """A Host header without its port; "" if it is none."""
     try:
@@ -227,18 +233,23 @@ class Visitor:
 
 
 class Lobby:
-    """The one player, the line of those who wait, and what a lost link leaves behind for `grace` seconds."""
+    """The one player, the line of those who wait, and what a lost link leaves behind for `grace` seconds.
+
+    While others wait, who plays and touches nothing for `turn` seconds gives way, and goes to the end of the line.
+    """
 
     def __init__(self, new_session: Callable[[], Session], pictures: Pictures | None = None, *, first: tuple | None = None,
-                 grace: float = 8.0, folder: str | Path | None = None, choice: Choice | None = None,
+                 grace: float = 8.0, turn: float = 120.0, folder: str | Path | None = None, choice: Choice | None = None,
                  files: str | Path | None = None):
         self.choice = choice                            # of models; None: this one stays
-        self.new_session, self.pictures, self.first, self.grace = new_session, pictures or Pictures(), first, grace
+        self.new_session, self.pictures, self.first = new_session, pictures or Pictures(), first
+        self.grace, self.turn = grace, turn
         self.tokens = Tokens()
         self.hosts: set[str] | None = set(LOOPBACK)     # host names we answer to; None: any
         self.player: Visitor | None = None
         self.picture = ""                               # id of the one that the player opened last; none: a kept session's
         self.waiting: list[Visitor] = []
+        self._turns: asyncio.Task | None = None         # looks, while people wait, whether who plays still does
         self._orphan: tuple[str, Session, bool] | None = None
         self._orphan_ends: asyncio.Task | None = None
         self._files: OrderedDict[str, Path] = OrderedDict()
@@ -405,7 +416,14 @@ class Lobby:
             visitor.say(self._place(visitor))
         elif kind == "ack":
             visitor.link.acked(message["seq"])
-        elif kind == "open":
+        else:
+            session.touch()
+            await self.obey(visitor, session, message)
+
+    async def obey(self, visitor: Visitor, session: Session, message: dict) -> None:
+        """What a hand on the page asks for."""
+        kind = message["type"]
+        if kind == "open":
             image = self.pictures[message["image"]] if message["image"] else session.source
             if image is None:
                 raise ProtocolError("there is no picture yet: choose one")
@@ -473,8 +491,43 @@ class Lobby:
 
     def _place(self, visitor: Visitor) -> dict:
         place = self.waiting.index(visitor) + 1 if visitor in self.waiting else 1
-        return {"type": "queue", "place": place, "message": f"Someone else is playing: you are number {place} in line, "
-                                                            "and the stage is yours as soon as they leave."}
+        return {"type": "queue", "place": place, "message": (
+            f"Someone else is playing: you are number {place} in line. The stage is yours as soon as they leave, or touch "
+            f"nothing for {span(self.turn)}.")}
+
+    def _queue_up(self, visitor: Visitor) -> None:
+        self.waiting.append(visitor)
+        if self._turns is None or self._turns.done():
+            self._turns = asyncio.create_task(self._take_turns())
+
+    async def _take_turns(self) -> None:
+        """While people wait: who plays and touches nothing gives way. They are told so before, in time to stay."""
+        since, told, notice = time.monotonic(), None, min(20.0, self.turn / 2)
+        while self.waiting:
+            await asyncio.sleep(min(1.0, self.turn / 10))
+            player = self.player
+            if player is None or player.session is None:
+                since = time.monotonic()
+                continue
+            rested = time.monotonic() - max(since, player.session.touched)
+            if rested > self.turn:
+                await self._give_way(player)
+                since = time.monotonic()
+            elif rested > self.turn - notice and told != (at := (player, player.session.touched)):
+                told = at
+                player.say({"type": "note", "message": f"others wait for the stage: touch anything within {span(notice)} "
+                                                       "to keep it"})
+
+    async def _give_way(self, player: Visitor) -> None:
+        """The next in line plays, and who played waits; what they made is kept."""
+        session, player.session, player.id, self.player = player.session, None, "", None
+        self.waiting.append(player)
+        player.frames.clear()
+        await self._end(session)
+        if player in self.waiting:
+            where = self._place(player)
+            player.say(where | {"message": "You touched nothing while others waited, so the stage went to the next of them. "
+                                           f"What you made is kept; you are number {where['place']} in line."})
 
     async def arrive(self, visitor: Visitor) -> None:
         orphan, before = self._orphan, self.player
@@ -494,33 +547,36 @@ class Lobby:
         elif self.player is None and orphan is None and not self._ending:
             await self._begin(visitor)
         else:
-            self.waiting.append(visitor)
+            self._queue_up(visitor)
             visitor.say(self._place(visitor))
 
-    async def _begin(self, visitor: Visitor, before: Session | None = None) -> None:
-        """A session of one's own: with all that the one `before` had, or else as all begin."""
+    async def _begin(self, visitor: Visitor) -> None:
+        """A session of one's own, as all begin."""
         self.player = visitor
         try:
-            session, lost = self.new_session(), 0
-            if before is not None and before.source is None:
-                before = None
-            if before is not None:                      # before the page hears of it, so that it keeps its points
-                try:
-                    lost = session.go_on_from(before, self.pictures.get(self.picture))
-                except Exception:                       # the new model plays all the same, from the first picture
-                    log.exception("a session could not go along to another model")
-                    before = None
+            session = self.new_session()
             self._seat(visitor, session, secrets.token_urlsafe(12))
-            if lost:
-                visitor.say({"type": "note", "message": f"{lost} of the points lie outside of what this model sees of the "
-                                                        "picture: they are left out"})
-            if before is None and self.first is not None:
+            if self.first is not None:
                 image, prompt, seed = self.first
                 self.picture = image
                 await asyncio.to_thread(session.open, self.pictures[image], prompt, seed)
         except Exception as error:
             log.exception("a session could not begin")
             visitor.say({"type": "error", "message": f"the stage could not be set up: {error}"})
+
+    def _go_on(self, old: Session, picture: str) -> tuple[Session, int]:
+        """A session with all that an old one had, which ends; how many of its points are left out."""
+        old.close()
+        session = self.new_session()
+        try:
+            if old.source is not None:
+                return session, session.go_on_from(old, self.pictures.get(picture))
+        except Exception:                               # the new model plays all the same, from the first picture
+            log.exception("a session could not go along to another model")
+        if self.first is not None:
+            image, prompt, seed = self.first
+            session.open(self.pictures[image], prompt, seed)
+        return session, 0
 
     def _seat(self, visitor: Visitor, session: Session, id: str) -> None:
         """This visitor sees and steers this session."""
@@ -571,24 +627,30 @@ class Lobby:
             self._call_places()
 
     async def _change(self, name: str) -> None:
-        """Go on with another model once it is there: picture, prompt and points stay. Who is away finds a new session."""
+        """Go on with another model once it is there: picture, prompt, points and deeds stay, also of who is away."""
         scene = await self.choice.take(name, lambda word: self.player and self.player.say(word))
         if scene is None:
             return
         for i, (image, _) in enumerate(scene.pictures):
             self.pictures.keep(f"start-{i}", image)
         self.new_session, self.first = scene.new_session, ("start-0", scene.pictures[0][1], 0)
-        old = self.player.session if self.player else None
-        if old is not None:
-            await asyncio.to_thread(old.close)          # meanwhile the player's link may fail, or come back as another
-        visitor = self.player
-        if visitor is not None and old is not None and visitor.session is old:
-            await self._begin(visitor, old)
+        old = self.player.session if self.player else self._orphan[1] if self._orphan else None
+        if old is None:
+            return
+        new, lost = await asyncio.to_thread(self._go_on, old, self.picture)
+        visitor = self.player                           # meanwhile a link may have failed, or come back
+        if visitor is not None and visitor.session is old:
+            self._seat(visitor, new, visitor.id)
+            if lost:
+                visitor.say({"type": "note", "message": f"{lost} of the points lie outside of what this model sees of the "
+                                                        "picture: they are left out"})
             visitor.say({"type": "model", "name": name, "state": "here", "share": None, "message": "it is here"})
-        elif self._orphan is not None:
+        elif self._orphan is not None and self._orphan[1] is old:
             self._orphan_ends.cancel()
-            session, self._orphan = self._orphan[1], None
-            await self._end(session)
+            self._orphan = self._orphan[0], new, False
+            self._orphan_ends = asyncio.create_task(self._give_up(new))
+        else:
+            await asyncio.to_thread(new.close)
 
     def _call_places(self) -> None:
         for visitor in self.waiting:

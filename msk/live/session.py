@@ -5,7 +5,8 @@ player hands out frames when they are due (`ahead` seconds early, for the journe
 what stands under the lock, so no call waits for the model.
 
 The session knows an environment, not a model: `open_stream(prompt, image, seed)` gives something with `frames_wanted`,
-`step(tracks, steps) -> frames [1, T, 3, H, W]`, `steps`, `settle()`, `reset()`, `say(prompt)`, `anchor()` and `memory`.
+`step(tracks, steps) -> frames [1, T, 3, H, W]`, `steps`, `settle()`, `reset()`, `say(prompt)`, `anchor()` and `memory`;
+to be tuned while it plays, also `tune(...)` and `tuning`.
 """
 from __future__ import annotations
 
@@ -32,14 +33,14 @@ from .hold import Hold
 from .pace import Pace
 from .points import Deeds, Look, Point, Way
 from .protocol import BEYOND, MAX_NODES, MAX_POINTS, Mark, ProtocolError, Sample
-from .record import Take, check_session, find, read_session
+from .record import MOST_HELD, MOST_SCALE, Take, check_session, find, read_session, tunable
 from .replay import packed, picture_of, tracks_of
 
 log = logging.getLogger("msk.live")
 NEAR = 0.15         # of the picture's width: so close to a point, a thing is taken to move with it
 MAX_ALL_NODES = 8 * MAX_NODES       # of all paths together
 MAX_HAND = 240      # pointer samples kept of each chunk
-PLAIN = ("start", "stop", "pause", "resume", "reset", "undo", "redo", "anchor")
+PLAIN = ("start", "stop", "pause", "resume", "reset", "undo", "redo", "anchor", "skip")
 ASKED = ("add", "grid", "path", "grab", "release", "pin", "remove", "say", "camera", "look", "gaze", "grip", "rest")
 
 
@@ -52,6 +53,7 @@ class Frame:
     echo: float | None              # newest pointer sample the chunk knows of, in the page's milliseconds
     due: float                      # seconds of the session's clock
     still: bool = False
+    passed: bool = False            # it is kept, and not shown: a kept session is skipped through
 
 
 @dataclass
@@ -92,16 +94,20 @@ class Session:
         self._deeds, self._held = Deeds(), {}           # looks of the points that are in a hand, from before
         self._stream = None
         self._fewest, self._pace = fewest, Pace(1)      # denoising steps of a chunk, at least; and of the next one
+        self._tuning, self._tuned = {}, {}              # what was asked of `tune`, and what the stream knows of it
+        self._usual_tuning = {}                         # the stream as it came
         self._want_open = self._want_reset = self._closed = False
         self._writing = False                           # a frame that is shown is on its way into a take
         self._ending: deque[Take] = deque()             # takes to be closed
         self._script: deque[dict] = deque()             # chunks of a kept session that are still to be played again
+        self._skips = False                             # and that as fast as can be
         self._hold_at: int | None = None                # after so many frames, pause
         self._last_points: list | None = None           # how that session ended
         self._left_off: tuple | None = None             # and what was held in the chunk of it that was played last,
         self._resuming: tuple | None = None             # which is to be held again
         self._usual = self._wish = cut is not None, rest        # what a new picture begins with: grips, rest
         self._noted: tuple | None = None                # the same, as the take knows it
+        self._tune_noted: dict = {}                     # and the tuning
         self._told: str | None = None                   # what the stream's prompt is
         self._said = ""                                 # the same, as the take knows it
         self._before: Take | None = None                # the last take that has frames
@@ -111,7 +117,7 @@ class Session:
         self._era = 0                                   # frames of an era that has ended are not shown
         self._queue: deque[Frame] = deque()
         self._next_due = 0.0                            # when the next frame to be made should be seen
-        self._paused_at = self._touched = self._flown = time.monotonic()
+        self._paused_at = self.touched = self._flown = time.monotonic()
         self._chunk = self._index = 0
         self._looked = -1                               # the chunk in which a point was last looked at
         self._making: deque[float] = deque(maxlen=8)    # seconds from asking to frames, of the latest chunks
@@ -155,6 +161,7 @@ class Session:
             chunks = session["chunks"]
             first = next((c["points"] for c in chunks if "points" in c), session.get("points", []))
             self._hold_as(chunks[0] if chunks else {})
+            self._tuning = {}
             self._take_points(first)
             if (session["width"], session["height"]) == size:
                 self._script = deque(chunks)
@@ -167,26 +174,33 @@ class Session:
 
     def go_on_from(self, other: Session, image=None) -> int:
         """Open what another session has, which may be of another size: its picture (or `image`, the same drawn anew), prompt
-        and seed, and its points where they began in the picture, whose things are cut again. How many are left out: those
-        whose place is not seen here."""
+        and seed, its points where they began in the picture, whose things are cut again, and its deeds. How many points are
+        left out: those whose place is not seen here."""
         with self._changed, other._changed:
             chosen = zip((other.hold.grips, other.hold.rest), other._usual, self._usual)
             grips, rest = (now if now != usual else mine for now, usual, mine in chosen)
             self._wish = grips and self.hold.cut is not None, rest
             self.open(image or other.source, other.prompt, other.seed)
-            theirs, mine, told = other._seen(), self._seen(), []
+            theirs, mine, now, known = other._seen(), self._seen(), time.monotonic(), {}
 
-            def here(share: tuple[float, float]) -> list[float]:
-                return [(a + v * b - c) / d for v, a, b, c, d in zip(share, *theirs, *mine)]
+            def here(place: complex) -> complex:
+                return complex(*((a + v * b - c) / d * size for v, a, b, c, d, size in zip(
+                    other._share(place), *theirs, *mine, (self.geometry.width, self.geometry.height))))
 
-            for point in (staying := [point for point in other.points.values() if not point.leaving]):
-                p, place = other._as_json(point), here(other._share(point.origin if point.home is None else point.home))
-                if all(0 <= v < 1 for v in place):
-                    nodes = [[t, *here(share)] for t, *share in p.get("nodes", [])]
-                    told.append(p | dict(zip("xy", place)) | {"at": place, "origin": place, "played": 0.0, "nodes": nodes})
-            self._take_points(told)
-            for point in self.points.values():          # the models may know different numbers
-                point.track_id = self._new_track()
+            def within(place: complex) -> complex:
+                return self._place(*self._share(place))
+
+            staying = {point: None for point in other.points.values() if not point.leaving}
+            for old in staying | other._deeds.points():
+                place = here(old.origin if old.home is None else old.home)
+                if all(0 <= v < 1 for v in self._share(place)):
+                    way = old.way and old.way.seen(lambda z: within(here(z)))
+                    known[old] = point = Point(old.id, self._new_track(), old.kind, Follower(place, now, self.follow), place,
+                                               place, way, looked=old.kind == "pin" and old.thing is None)
+                    point.rest_at(place, now)
+                    if old in staying:
+                        self.points[point.id] = point
+            self._deeds = from_home(other._deeds, known.get, lambda z: within(here(z)))
             self.take = self._new_take()
             self._tell()
             return len(staying) - len(self.points)
@@ -201,7 +215,7 @@ class Session:
             if self.image is None:
                 raise ProtocolError("there is no picture yet: choose one, then start")
             if self.state in ("opening", "ready"):
-                self.state, self._next_due, self._touched = "playing", 0.0, time.monotonic()
+                self.state, self._next_due, self.touched = "playing", 0.0, time.monotonic()
             self._tell()
 
     def stop(self) -> None:
@@ -222,7 +236,7 @@ class Session:
         with self._changed:
             if self.state == "paused":
                 self._delay(time.monotonic() - self._paused_at)
-                self.state, self._touched = "playing", time.monotonic()
+                self.state, self.touched = "playing", time.monotonic()
             self._tell()
 
     def reset(self) -> None:
@@ -236,8 +250,10 @@ class Session:
                 point.rest_at(point.home, time.monotonic())
                 point.leaving = False
             self._forget_play()
-            self._deeds.keep(lambda a, b: isinstance(a, str) or isinstance(a or b, Look) and (
-                (a or b).point in self.points.values() and not (a and b and (a.kind, a.way) == (b.kind, b.way))))
+            gone = [p for p in self._deeds.points() if self.points.get(p.id) is not p and p.home is not None]
+            for point in gone:                          # one that was taken away may still be wanted back
+                point.rest_at(point.home, time.monotonic())
+            self._deeds = from_home(self._deeds, lambda point: point if point.home is not None else None)
             self._want_reset, self.state = True, "opening"
             self.take = self._new_take()
             self._tell()
@@ -250,6 +266,16 @@ class Session:
             self._deeds.did({"prompt": (self.prompt, prompt)})
             self.prompt = prompt
             self._tell()
+
+    def skip(self) -> None:
+        """Make what is left of a kept session as fast as can be, to go on where it stood."""
+        with self._changed:
+            if self._script:
+                self.start()
+                now, self._skips = time.monotonic(), bool(self._script)
+                self._queue = deque(replace(f, due=now) for f in self._queue)
+                self._next_due = now
+                self._tell()
 
     def anchor(self) -> None:
         """From the next chunk on, the video is held to how it looks now."""
@@ -280,16 +306,38 @@ class Session:
                 raise ProtocolError('things can be taken hold of with OpenCV only: pip install "msk[demo]"')
             if on != self.hold.grips:
                 self._take_over()
-                self.hold.grips, self._wish = on, (on, self._wish[1])
-                for point in self.points.values():
-                    self._touch(point)
+                self._deeds.did({"grip": (not on, on)})
+                self._set_grip(on)
                 self._tell()
+
+    def _set_grip(self, on: bool) -> None:
+        self.hold.grips, self._wish = on, (on, self._wish[1])
+        for point in self.points.values():
+            self._touch(point)
 
     def rest(self, on: bool = True) -> None:
         """Does all that no hand moves stay as it is, or is it free to do what the prompt says?"""
         with self._changed:
             self._take_over()
-            self.hold.rest, self._wish = on, (self._wish[0], on)
+            self._deeds.did({"rest": (self.hold.rest, on)})
+            self._set_rest(on)
+            self._tell()
+
+    def _set_rest(self, on: bool) -> None:
+        self.hold.rest, self._wish = on, (self._wish[0], on)
+
+    def tune(self, **how: float) -> None:
+        """From the next chunk on, play with other `steps` (at most the student's), `sink`, `window`, `text_scale` or
+        `motion_scale`: see Stream.tune. It is kept in the session file."""
+        wrong = [f"{name}={value!r:.20}" for name, value in how.items() if not tunable(name, value)]
+        if wrong:
+            raise ProtocolError(f"{', '.join(wrong)} cannot be set: there are steps (from 1), sink and window (from 0; whole"
+                                f" numbers to {MOST_HELD}), text_scale and motion_scale (0 to {MOST_SCALE})")
+        with self._changed:
+            if self._stream is not None and not hasattr(self._stream, "tune") and how.keys() != {"steps"}:
+                raise ProtocolError("this stream has steps to set, and nothing else")
+            self._take_over()
+            self._tuning = self._tuning | how
             self._tell()
 
     def look(self, on: bool = True) -> None:
@@ -426,6 +474,10 @@ class Session:
                     self.prompt = wanted
                 elif what == "camera":
                     self.hold.flight.ask(dict(wanted))
+                elif what == "grip":
+                    self._set_grip(wanted and self.hold.cut is not None)
+                elif what == "rest":
+                    self._set_rest(wanted)
                 else:
                     self._become(what, wanted)
             self._note_points()
@@ -440,6 +492,8 @@ class Session:
             if id in self.points or len(self.points) >= MAX_POINTS:
                 return
             self.points[id] = point
+            if point.thing is not None and point.thing not in self.hold.things:     # forgotten meanwhile: look again
+                point.thing, point.looked = None, False
         point.kind, point.leaving, point.follower.held = look.kind, False, False
         if look.way != point.way:
             point.way = look.way
@@ -456,7 +510,7 @@ class Session:
         if kind in ("recall", "load"):                  # files are read while nobody waits
             return getattr(self, f"_{kind}")(message["take"])
         with self._changed:
-            self._touched, self.heard = time.monotonic(), message.get("n", self.heard)
+            self.touched, self.heard = time.monotonic(), message.get("n", self.heard)
             try:
                 if kind == "pointer":
                     self.move(message["samples"])
@@ -544,6 +598,10 @@ class Session:
 
     # -- under the lock ----------------------------------------------------------------------------------------------
 
+    def touch(self) -> None:
+        """A hand is at the stage: `touched` says when that was last, in seconds of this machine's clock."""
+        self.touched = time.monotonic()
+
     @property
     def _runs(self) -> bool:
         return self.state in ("playing", "paused")
@@ -570,6 +628,7 @@ class Session:
     def _leave_script(self) -> None:
         """What the kept session held where it was left is to be held again."""
         self._script.clear()
+        self._skips = False
         self._resuming, self._left_off = self._left_off or self._resuming, None
 
     def _now(self, t: float | None) -> float:
@@ -738,6 +797,7 @@ class Session:
         self._held.clear()
         self._script.clear()
         self.hold.reset(list(self.points.values()))
+        self._skips = False
         self._anchor, self._hold_at, self._last_points, self._left_off, self._resuming = False, None, None, None, None
 
     def _end_take(self) -> None:
@@ -752,7 +812,7 @@ class Session:
         self._changed.notify_all()
 
     def _new_take(self) -> Take | None:
-        self._began, self._said, self._noted = time.monotonic(), self.prompt, None
+        self._began, self._said, self._noted, self._tune_noted = time.monotonic(), self.prompt, None, {}
         self._written = [self._as_json(p) for p in self.points.values()]
         if self.folder is None:
             return None
@@ -820,7 +880,7 @@ class Session:
                 and (self.state != "playing" or self._looked != self._chunk)):         # one look a chunk: the video goes on
             return "take_hold"
         if self.state == "playing" and self._hold_at is None:
-            if time.monotonic() - self._touched > self.idle_after:
+            if time.monotonic() - self.touched > self.idle_after:
                 self._send({"type": "note", "message": "nobody has touched the stream for a while, so it rests: "
                                                        "press Space to go on"})
                 self.pause()
@@ -853,7 +913,8 @@ class Session:
         if fresh or self._stream is None:
             self._stream = None
             self._stream = self.open_stream(prompt, image, seed)
-            self._pace = Pace(self._stream.steps, self._fewest)
+            self._pace, self._tuned = Pace(self._stream.steps, self._fewest), {}
+            self._usual_tuning = dict(getattr(self._stream, "tuning", {}))
         else:
             self._stream.reset(prompt=prompt, seed=seed)
         self._told = prompt
@@ -932,7 +993,7 @@ class Session:
     def _ask_again(self, frames: int) -> tuple[dict, list[list[Mark]]] | None:
         """The same from the kept session that is played again; None: it does not fit, and is left out."""
         record = self._script[0]
-        if record["frames"] != frames or record.get("steps", 1) > self._pace.full:
+        if record["frames"] != frames or record.get("steps", 1) > self._stream.steps:
             self._leave_script()
             self._send({"type": "note", "message": "the kept session was made in other chunks or steps: it goes on live"})
             return None
@@ -959,6 +1020,7 @@ class Session:
             self._leave_script()
             self._hold_at = self._index + frames
         self._anchor = bool(record.get("anchor"))
+        self._tuning = {**record["tune"]} if "tune" in record else self._tuning
         self.prompt = record.get("say", self.prompt)
         kept = {k: record[k] for k in ("ids", "who", "xy", "origin", "seen", "held", "steps") if k in record}
         return kept, marks or [[] for _ in range(frames)]
@@ -967,13 +1029,19 @@ class Session:
         began = time.monotonic()
         frames = self._stream.frames_wanted
         with self._changed:
-            era, echo, chunk = self._era, self._echo, self._chunk
+            era, echo, chunk, skips = self._era, self._echo, self._chunk, self._skips
             points = [self._as_json(p) for p in self.points.values()]
             again = self._ask_again(frames) if self._script else None
             asked, marks = again or self._ask(frames, chunk == 0, began)
             record = {"chunk": chunk, "frames": frames, **asked}
-            if not again and self._pace.steps < self._pace.full:
+            full = min(self._tuning.get("steps", self._stream.steps), self._stream.steps)
+            if full != self._pace.full:
+                self._pace = Pace(full, self._fewest)
+            if not again and self._pace.steps < self._stream.steps:
                 record["steps"] = self._pace.steps
+            tuning = {name: value for name, value in self._tuning.items() if name in self._usual_tuning}
+            if tuning != self._tune_noted:
+                record["tune"] = self._tune_noted = tuning
             if chunk == 0 or points != self._written:
                 record["points"] = self._written = points
             if (holds := (self.hold.grips, self.hold.rest)) != self._noted:
@@ -992,6 +1060,9 @@ class Session:
         if anchor:
             self._stream.anchor()
             record["anchor"] = True
+        if tuning != self._tuned:
+            self._stream.tune(**self._usual_tuning | tuning)
+            self._tuned = tuning
         tracks = tracks_of(record)
         with watched as seen:
             made = self._stream.step(tracks, record.get("steps"))[0]                                        # [T, 3, H, W]
@@ -1001,10 +1072,11 @@ class Session:
             self._making.append(now - began)
             if era != self._era:
                 return
-            pace = max(1 / self.fps, 1.02 * median(self._cycle or [0.0]) / frames)         # a slow model plays slowly
+            pace = 0.0 if skips else max(1 / self.fps, 1.02 * median(self._cycle or [0.0]) / frames)    # slow models: slowly
             due = max(self._next_due, self._paused_at if self.state == "paused" else now)
             for i, picture in enumerate(pictures):
-                self._queue.append(Frame(picture, self._index + i, chunk, marks[i], echo, due + i * pace))
+                self._queue.append(Frame(picture, self._index + i, chunk, marks[i], echo, due + i * pace,
+                                         passed=skips and i + 1 < frames))
             self._next_due, self._chunk, self._index = due + frames * pace, chunk + 1, self._index + frames
             self._keep(record)                          # before any of it is seen
             self._changed.notify_all()
@@ -1045,7 +1117,7 @@ class Session:
                 if self._closed:
                     return
                 frame, take, tell = self._queue.popleft(), self.take, self.on_frame
-                if tell is not None:
+                if tell is not None and not frame.passed:
                     tell(frame)
                 if self._hold_at is not None and frame.index + 1 >= self._hold_at:
                     self._hold_at = None
@@ -1065,6 +1137,22 @@ class Session:
                 if failed is not None:
                     self._lose(take, failed)
                 self._changed.notify_all()
+
+
+def from_home(deeds: Deeds, anew: Callable[[Point], Point | None], here: Callable = lambda place: place) -> Deeds:
+    """Deeds as a video knows them that begins again: points are where they were put on the picture, nobody has flown.
+
+    anew: who stands for a point now, None if nobody does; here: where a place of the old video is.
+    """
+    def told(before, after):
+        if not isinstance(before or after, Look):
+            return (before, after) if isinstance(before, (str, bool)) else None
+        point = anew((before or after).point)
+        if point is None:
+            return None
+        a, b = (look and point.at_home(look.kind, look.way and look.way.seen(here)) for look in (before, after))
+        return None if a and b and a.like(b) else (a, b)
+    return deeds.told(told)
 
 
 def _round(place: complex) -> list[float]:

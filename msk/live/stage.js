@@ -36,6 +36,7 @@ function packAck(seq) {
 const median = (list) => list.length ? [...list].sort((a, b) => a - b)[list.length >> 1] : NaN;
 const share95 = (list) => list.length ? [...list].sort((a, b) => a - b)[Math.min(list.length - 1, Math.floor(0.95 * list.length))] : NaN;
 const clamp = (v, beyond = 0) => Math.min(Math.max(v, -beyond), 1 + beyond);
+const GLIDE = 500, CREEP = 2e-5;            // milliseconds in which most of a glide is over; shares a millisecond: its end
 const BEYOND = 0.5;                         // as in protocol.py: a hand may lead out of the picture
 const lastOf = (list) => list[list.length - 1];
 
@@ -241,7 +242,7 @@ function mountStage(el, host) {
   let hello = { width: 1, height: 1, fps: 24, max_points: 144, max_nodes: 160, map: false, gaze: false };
   let state = "connecting", wanted = state;    // what the server told last, and what that will be once it has heard all
   let greeted = false, looking = false, gazing = false, gazer = -1, nextId = 1;
-  let tool = "live", keep = true, gridKind = "live", spacing = 0.14, wayLoop = "once", waySpeed = 1, sliding = false;
+  let tool = "live", keep = "holds", gridKind = "live", spacing = 0.14, wayLoop = "once", waySpeed = 1, sliding = false;
   let over = null, rubber = null;             // the point and the place under the pointer
   let node = null;                            // which node of the chosen path is chosen
   let cross = null, corner = null;            // the keyboard's place, and where its box began
@@ -253,7 +254,7 @@ function mountStage(el, host) {
   let current = null, queue = [], samples = [], pending = [], hintUntil = 0, hintText = "", hintBad = false;
   const remembered = { get take() { try { return localStorage.getItem("msk-take"); } catch { return null; } },
     set take(name) { try { localStorage.setItem("msk-take", name); } catch { } } };
-  const last = host.everywhere ? remembered.take : null;     // the take that this browser made before
+  let last = null;                            // the take that this browser made before
   // id -> {kind, x, y, shown, trail, leaving, nodes, loop, speed, head}: x, y where it should be, shown where it is;
   // of a path, x, y is its start, nodes its way and head the time it is shown at
   const points = new Map();
@@ -262,6 +263,7 @@ function mountStage(el, host) {
   const hands = new Map();            // pointerId -> what it is doing: {ids, move(event, at), up(event)}
   const maps = new Map();             // chunk -> what the model was told then
   const gazes = new Map();            // chunk -> where it looked
+  const touches = matchMedia("(hover: none)");          // no keys are at hand
   const kept = [], draws = [], latencies = [], errors = [];
   const stats = { received: 0, drawn: 0, skipped: 0, errors };
   const tall = () => hello.height / hello.width;
@@ -319,6 +321,9 @@ function mountStage(el, host) {
 
   function word(m) {
     if (m.type === "hello") {
+      const another = m.session !== hello.session, model = hello.playing;
+      if (another && host.everywhere) last = remembered.take;
+      loading = null;
       hello = m; greeted = true; offset = Infinity; lastEcho = -Infinity; queue = []; pending = [];
       asked.clear();                                                    // what a lost line took with it is not done
       hands.clear(); draft = corner = null;
@@ -326,6 +331,7 @@ function mountStage(el, host) {
         Object.assign(document.createElement("option"), { value: name, textContent: why_not ? `${label} (not here)` : label,
           selected: name === m.playing })));
       showModels();
+      if (model && model !== m.playing) el.dispatchEvent(new CustomEvent("msk-model", { detail: m.playing, bubbles: true }));
       screen.style.aspectRatio = `${m.width} / ${m.height}`;
       screen.style.maxWidth = `calc(68vh * ${m.width / m.height})`;
       veil.classList.remove("on");
@@ -352,10 +358,9 @@ function mountStage(el, host) {
     } else if (m.type === "chunk") {
       showMade(m);
     } else if (m.type === "queue") {
-      veil.textContent = m.message; veil.classList.add("on"); setState("queue");
+      leave(m.message, "queue");
     } else if (m.type === "model") {
       loading = m.state === "here" ? null : m;
-      if (m.state === "here") el.dispatchEvent(new CustomEvent("msk-model", { detail: m.name, bubbles: true }));
       showModels();
     } else if (m.type === "error") note(m.message, true, 8);
     else if (m.type === "note") note(m.message);
@@ -379,10 +384,13 @@ function mountStage(el, host) {
     createImageBitmap(f.blob).then((bitmap) => { f.bitmap = bitmap; }, () => { queue = queue.filter((g) => g !== f); });
   }
 
-  function lost(why) {
+  // The stage is not this page's now.
+  function leave(why, next) {
     hands.clear(); fingers.clear(); flying.stop(); greeted = false; draft = corner = null;
-    veil.textContent = why; veil.classList.add("on"); setState("lost");
+    veil.textContent = why; veil.classList.add("on"); setState(next);
   }
+
+  const lost = (why) => leave(why, "lost");
 
   // -- drawing -------------------------------------------------------------------------------------------------------
   function resize() {
@@ -501,7 +509,7 @@ function mountStage(el, host) {
     $(".memory").replaceChildren(...pieces.map((what) => Object.assign(document.createElement("i"), { className: what })));
     $(".given").style.visibility = sink.includes(0) ? "visible" : "hidden";     // a fresh anchor is another picture
     $(".took").textContent = whole.toFixed(0);
-    $(".fewer").textContent = steps < full ? `, ${steps}/${full} steps` : "";
+    $(".fewer").textContent = steps < full ? ` ${steps}/${full}` : "";
     $(".made").title = `Chunk ${chunk} took ${whole.toFixed(0)} ms in ${steps} denoising steps${
       steps < full ? ` (of ${full}: the machine is busy)` : ""}. The next one sees the sink (${sink.join(", ") || "nothing"}) and the window (${
       window.join(", ") || "nothing"}).`;
@@ -516,6 +524,7 @@ function mountStage(el, host) {
       due = queue.shift();
     }
     if (due) show(due);
+    for (const hand of hands.values()) if (hand.tick) hand.tick(now);
     sendSamples();
     flying.tick(now);
     const wanted = stale || hands.size || (hintUntil && now > hintUntil);
@@ -555,9 +564,11 @@ function mountStage(el, host) {
     if (corner) inkHandBox(sheet, boxOf(corner, cross), tool === "grid");
     if (cross) inkCross(sheet, cross);
 
-    const begin = points.size ? "Press Enter to play, or drag a point" : HINTS[tool];
-    const ready = script ? "A kept session: Enter plays it again" : begin;
-    const idle = { ready, paused: "Paused: Space goes on", ended: "Ended: Enter begins again" }[state] || "";
+    const [enter, space] = touches.matches ? ["Start", "Resume"] : ["Enter", "Space"];
+    const begin = points.size ? `Press ${enter} to play, or drag a point` : HINTS[tool];
+    const ready = script ? `A kept session: ${enter} plays it again` : begin;
+    const ended = `Ended: ${touches.matches ? "Again" : enter} begins again`;
+    const idle = { ready, paused: `Paused: ${space} goes on`, ended }[state] || "";
     const text = now < hintUntil ? hintText : draft || hands.size || corner ? "" : idle;
     if (hint.textContent !== text && text) hint.textContent = text;
     hint.classList.toggle("on", !!text && !veil.classList.contains("on"));
@@ -601,14 +612,16 @@ function mountStage(el, host) {
     };
     $(".state").textContent = WORDS[state] || state;
     $(".dot").className = "dot " + state;
+    for (const part of all(".tools, .options, .files")) part.inert = !greeted;
     $("[data-do=toggle] span").textContent = on ? "End" : wanted === "ended" ? "Again" : "Start";
     $("[data-do=toggle]").classList.toggle("main", !on);
     $("[data-do=hold] span").textContent = wanted === "paused" ? "Resume" : "Pause";
     const picture = state !== "empty";
     const can = { toggle: picture, hold: on, reset: picture, undo: undoable, redo: redoable, anchor: runs(),
-      file: true, last: true, bring: true, look: true, gaze: true, rest: true };
+      file: true, skip: true, last: true, bring: true, look: true, gaze: true, rest: true };
     for (const deed in can) $(`[data-do=${deed}]`).disabled = !greeted || !can[deed];
-    $("[data-do=file] span").textContent = EXPORTS[$(".what").value];
+    $("[data-do=file]").setAttribute("aria-label", `Export ${EXPORTS[$(".what").value]}`);
+    $("[data-do=skip]").hidden = !script;
     $("[data-do=look]").hidden = !hello.map;
     $("[data-do=gaze]").hidden = !hello.gaze;
     $(".grips").hidden = !hello.grips;
@@ -616,7 +629,7 @@ function mountStage(el, host) {
     $("[data-do=look]").setAttribute("aria-pressed", String(looking));
     $("[data-do=gaze]").setAttribute("aria-pressed", String(gazing));
     box.dataset.using = tool;
-    pressed("tool", tool); pressed("keep", keep ? "yes" : "no"); pressed("kind", gridKind);
+    pressed("tool", tool); pressed("keep", keep); pressed("kind", gridKind);
     pressed("grip", grip ? "yes" : "no");
     const shown = optionsNow(), way = points.get(chosenWays()[0]);
     for (const options of all("[data-options]")) options.hidden = options.dataset.options !== shown;
@@ -679,13 +692,14 @@ function mountStage(el, host) {
   // Each begins what a press does, and gives what the pointer then does, or nothing if the press was all.
 
   function grab(event, at, ids) {
+    catchThem(ids);
     const starts = new Map(), free = new Set([...hands.values()].flatMap((hand) => hand.ids));
     for (const id of ids) if (!free.has(id)) {                          // one alone comes in from the edge, where it is shown
       const p = points.get(id), here = p.nodes ? p : ids.length > 1 ? placeOf(p) : inside(placeOf(p));
       starts.set(id, { x: here.x - at.x, y: here.y - at.y });
     }
     const every = starts.size > 8 ? 40 : 0;             // milliseconds between samples: a line carries only so many
-    let moved = false, sampled = -Infinity;
+    let moved = false, sampled = -Infinity, latest = [];
     const put = (e) => {
       const now = where(e);
       for (const [id, start] of starts) putPoint(id, { x: now.x + start.x, y: now.y + start.y }, e.timeStamp);
@@ -700,6 +714,7 @@ function mountStage(el, host) {
           play();
         }
         for (const e of events) {
+          latest = latest.filter(({ t }) => e.timeStamp - t < 100).concat({ t: e.timeStamp, ...where(e) });
           if (e.timeStamp - sampled < every) continue;
           put(e);
           if (state === "playing") pending.push(e.timeStamp);
@@ -709,8 +724,44 @@ function mountStage(el, host) {
       up(e) {
         if (moved && every && e.type === "pointerup") put(e);
         sendSamples();
-        if (moved) say({ type: "release", ids: this.ids, t: e.timeStamp, keep });
+        const speed = keep === "glides" && e.type === "pointerup" ? speedOf(latest, e.timeStamp) : null;
+        if (speed) return glide(this.ids, speed, e.timeStamp);
+        if (moved) say({ type: "release", ids: this.ids, t: e.timeStamp, keep: keep !== "goes" });
       } };
+  }
+
+  // Shares of the picture a millisecond, of the latest places of a hand; null where it rested before it let go.
+  function speedOf(places, now) {
+    const [first, end] = [places[0], lastOf(places)], time = end ? end.t - first.t : 0;
+    if (time < 8 || now - end.t > 100) return null;
+    const speed = { x: (end.x - first.x) / time, y: (end.y - first.y) / time };
+    return Math.hypot(speed.x, speed.y) > CREEP ? speed : null;
+  }
+
+  // Points go on as the hand did that let them go, and come to rest: another hand, that nobody sees.
+  function glide(ids, speed, began) {
+    const from = new Map(ids.filter((id) => points.has(id)).map((id) => [id, { x: points.get(id).x, y: points.get(id).y }]));
+    const me = Symbol("glide"), every = ids.length > 8 ? 40 : 0;
+    let sampled = -Infinity;
+    hands.set(me, { ids, move() {}, up() {},
+      tick(now) {
+        if (now - sampled < every) return;
+        sampled = now;
+        const left = Math.exp(-(now - began) / GLIDE);
+        for (const [id, { x, y }] of from)
+          putPoint(id, { x: x + speed.x * GLIDE * (1 - left), y: y + speed.y * GLIDE * (1 - left) }, now);
+        if (Math.hypot(speed.x, speed.y) * left < CREEP) this.end();
+      },
+      end() {
+        hands.delete(me);
+        sendSamples();
+        say({ type: "release", ids, t: performance.now(), keep: true });
+      } });
+  }
+
+  // What glides comes to rest where it is: all of it, or these points.
+  function catchThem(ids = null) {
+    for (const hand of hands.values()) if (hand.end && (!ids || ids.some((id) => hand.ids.includes(id)))) hand.end();
   }
 
   // A hand puts a point somewhere; a path is moved whole.
@@ -992,10 +1043,11 @@ function mountStage(el, host) {
   const acts = {
     toggle: () => runs(wanted) ? ask("stop", "ended") : ask("start", "playing"),
     hold: () => { if (runs(wanted)) wanted === "paused" ? ask("resume", "playing") : ask("pause", "paused"); },
-    reset: () => ask("reset", "opening"),
-    undo: () => say({ type: "undo" }),
-    redo: () => say({ type: "redo" }),
+    reset: () => { catchThem(); ask("reset", "opening"); },
+    undo: () => { catchThem(); say({ type: "undo" }); },
+    redo: () => { catchThem(); say({ type: "redo" }); },
     anchor: () => { if (runs()) say({ type: "anchor" }); },
+    skip: () => { if (script) say({ type: "skip" }); },
     rest: () => {
       rest = !rest;
       say({ type: "rest", on: rest }, ["rest"]);
@@ -1017,6 +1069,7 @@ function mountStage(el, host) {
     remove: () => {
       if (!chosen.size) return;
       if (node !== null) return removeNode(editable());
+      catchThem([...chosen]);
       say({ type: "remove", ids: [...chosen] });
       for (const id of chosen) points.delete(id);
       choose([]);
@@ -1045,7 +1098,7 @@ function mountStage(el, host) {
     const { do: deed, tool: toolName, keep: keeps, grip: whole, kind, loop, fly: part, sign } = button.dataset;
     if (deed) acts[deed]();
     if (toolName) setTool(toolName);
-    if (keeps) keep = keeps === "yes";
+    if (keeps) keep = keeps;
     if (whole) { grip = whole === "yes"; say({ type: "grip", on: grip }, ["grip"]); }
     if (kind) gridKind = kind;
     if (loop) { wayLoop = loop; changeWays(() => ({ loop })); }
@@ -1081,6 +1134,7 @@ function mountStage(el, host) {
       return tellNode();
     }
     const t = performance.now(), ids = [...chosen].filter((id) => points.has(id));
+    catchThem(ids);
     say({ type: "grab", ids, t });
     for (const id of ids) { const p = points.get(id); putPoint(id, { x: p.x + x, y: p.y + y }, t + 1); }
     sendSamples();
@@ -1157,7 +1211,8 @@ function mountStage(el, host) {
       : number ? () => setTool(number)
       : toward ? (within || chosen.size) && (() => arrow(...toward))
       : { enter: draft ? finish : acts.toggle, " ": acts.hold, delete: draft ? acts.unlay : acts.remove,
-        backspace: draft ? acts.unlay : acts.remove, escape, n: acts.anchor, h: acts.rest, m: acts.look, i: useCross, "?": acts.help,
+        backspace: draft ? acts.unlay : acts.remove, escape, end: script && acts.skip, n: acts.anchor, h: acts.rest,
+        m: acts.look, i: useCross, "?": acts.help,
         ".": () => chooseNext(1), ",": () => chooseNext(-1), g: acts.gaze }[letter];
     if (!deed) return;
     event.preventDefault(); event.stopPropagation();

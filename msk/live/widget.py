@@ -12,8 +12,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import tempfile
 import threading
+import time
 from collections import deque
 from pathlib import Path
 
@@ -61,18 +63,33 @@ def _anywidget():
     return anywidget
 
 
+AWAY = 5.0                  # seconds without a question after which nobody looks any more: a closed tab says no good-bye
+
+
 class Pulled:
     """What waits for the page's next question, and what its questions do: no front end in here."""
 
     def __init__(self, session: Session):
+        self.asked, self.rests = math.inf, False        # when a page asked last; whether the stream rests since none does
         self.session, self.link = session, Link(session.fps, session.ahead)
         self.words: deque[dict] = deque(maxlen=256)
         self.frames: deque = deque(maxlen=48)
         self._files = Path(tempfile.mkdtemp(prefix="msk-export-"))
-        session.on_event, session.on_frame = self.words.append, self.frames.append
+        session.on_event, session.on_frame = self.words.append, self.show
+
+    def show(self, frame) -> None:
+        """A frame is due; where nobody asks for frames any more, the stream rests until somebody does."""
+        self.frames.append(frame)
+        if time.monotonic() - self.asked > AWAY:
+            self.session.pause()
+            self.rests = True
 
     def answer(self, content: dict, buffers: list) -> tuple[dict, list[bytes]]:
         """One pull -> ({"type": "pulled", "words": [...]}, frames). What is wrong in it comes back as an error word."""
+        self.asked = time.monotonic()
+        if self.rests:
+            self.rests = False
+            self.session.resume()
         words, binary = iter(content.get("words", [])), iter(buffers)
         if content.get("fresh"):                        # a page that has not been greeted, be it the second or the tenth
             self.session.heard = 0
@@ -127,6 +144,17 @@ def knowing(kit) -> dict:
             "cut": grip.cut if grip.can_cut() else None, "rest": kit.preset.tracks.carry > 0}
 
 
+def ranges(stream) -> dict[str, dict]:
+    """What a stream of this StreamConfig may be tuned to, as sliders are told; guidance comes on top of what was learned."""
+    sink, steps = max(3, stream.sink), len(stream.levels) or stream.steps
+    scale = dict(value=0.0, min=0.0, max=6.0, step=0.25)
+    least = max(sink + stream.chunk, stream.first) if stream.budget else 0
+    window = dict(value=max(least, stream.budget), min=least, max=max(least, 2 * stream.budget)) if stream.budget else dict(
+        value=stream.window, min=0, max=max(4, stream.window))
+    return {"steps": dict(value=steps, min=1, max=steps), "sink": dict(value=stream.sink, min=0, max=sink), "window": window,
+            "text_scale": scale, "motion_scale": scale}
+
+
 def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None, folder=None, **session_options):
     """The live canvas as a widget; `stage.session` is its Session, `stage.close()` ends its threads.
 
@@ -140,6 +168,13 @@ def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None,
                       **session_options)
     size = kit.geometry.width, kit.geometry.height
     session.open(image if image is not None else Image.new("RGB", size, (96, 96, 96)), prompt, seed)
+
+    def pictured(bundle):
+        """A widget's bundle, and in it the picture, for where there is no front end."""
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+        packed, zoom = io.BytesIO(), 3 if size[0] < 200 else 1
+        session.image.resize((zoom * size[0], zoom * size[1]), Image.Resampling.BICUBIC).save(packed, "PNG")
+        return {**data, "image/png": base64.b64encode(packed.getvalue()).decode()}, metadata
 
     class _Stage(anywidget.AnyWidget):
         _esm = STAGE_JS + RENDER
@@ -158,12 +193,27 @@ def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None,
                 self.pulled.bring(bytes(buffers[0]))
 
         def _repr_mimebundle_(self, **kwargs):
-            bundle = super()._repr_mimebundle_(**kwargs)
-            data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
-            packed = io.BytesIO()
-            zoom = 3 if size[0] < 200 else 1
-            self.session.image.resize((zoom * size[0], zoom * size[1]), Image.Resampling.BICUBIC).save(packed, "PNG")
-            return {**data, "image/png": base64.b64encode(packed.getvalue()).decode()}, metadata
+            return pictured(super()._repr_mimebundle_(**kwargs))
+
+        def with_controls(self):
+            """The stage, and beside it sliders for steps, sink, window and guidance: they work from the next chunk on."""
+            import ipywidgets
+
+            def slider(name, limits):
+                kind = ipywidgets.FloatSlider if "scale" in name else ipywidgets.IntSlider
+                made = kind(**limits, description=name.replace("_scale", " guidance"), continuous_update=False,
+                            style={"description_width": "110px"})
+                made.observe(lambda change: self.session.tune(**{name: change["new"]}), "value")
+                return made
+
+            class _Beside(ipywidgets.HBox):
+                def _repr_mimebundle_(box, **kwargs):
+                    return pictured(super()._repr_mimebundle_(**kwargs))
+
+            sliders = [slider(*one) for one in ranges(kit.preset.stream).items()]
+            wide = ipywidgets.Layout(flex="1 1 420px", min_width="320px", display="block")
+            return _Beside([ipywidgets.Box([self], layout=wide), ipywidgets.VBox(sliders)],
+                           layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start"))
 
         def close(self):
             self.session.close()
