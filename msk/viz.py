@@ -305,10 +305,10 @@ def curves(lines: dict[str, Sequence], x: str = "", y: str = "", title: str = ""
     return _drawn(figure)
 
 
-def curves_beside(panels: dict[str, dict[str, Sequence]], x: str = "", title: str = "", marks: dict[str, float] | None = None
-                  ) -> Image.Image:
-    """`curves` of the same names side by side: one panel for each measure, which is named with its unit."""
-    figure, [axes] = _figure(4.6 * len(panels), 3.2, len(panels))
+def curves_beside(panels: dict[str, dict[str, Sequence]], x: str = "", title: str = "",
+                  marks: dict[str, float] | None = None, width: float = 4.6) -> Image.Image:
+    """`curves` of the same names side by side: one panel, `width` inches wide, for each measure, named with its unit."""
+    figure, [axes] = _figure(width * len(panels), 3.2, len(panels))
     for panel, (y, lines) in zip(axes, panels.items()):
         _lines(panel, lines, x, y, marks)
     handles, names = axes[0].get_legend_handles_labels()

@@ -25,9 +25,9 @@ def as_png(picture: Image.Image) -> tuple[bytes, bool]:
 
 
 def as_jpeg(picture: Image.Image, quality: int) -> bytes:
-    """Colours as fine as light: coloured lines and writing keep their edges."""
+    """Colours as fine as light while there is room: coloured lines and writing keep their edges."""
     packed = io.BytesIO()
-    picture.save(packed, "JPEG", quality=quality, subsampling=0, optimize=True)
+    picture.save(packed, "JPEG", quality=quality, subsampling=0 if quality > 70 else 2, optimize=True)
     return packed.getvalue()
 
 
