@@ -24,7 +24,8 @@ from . import video
 from .tracks import Tracks
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-PAPER, INK, GAP, LINE = "#FFFFFF", "#333333", 2, 12     # background, writing, pixels between frames, height of a label
+PAPER, INK, EDGE = "#FFFFFF", "#333333", "#BBBBBB"       # background, writing, borders
+GAP, LINE = 2, 18                                       # pixels between frames, height of a label
 
 
 # --- pictures (Pillow) ----------------------------------------------------------------------------------------------
@@ -164,12 +165,12 @@ def _one(frames: Tensor) -> Tensor:
 def _row(pictures: Sequence[Image.Image], label: str) -> Image.Image:
     width, top = sum(p.width for p in pictures) + GAP * (len(pictures) - 1), 0
     if label:
-        top = max(LINE, width // 60)                            # a page shows wide pictures smaller
-        font = ImageFont.load_default(top - 2)
-        width = max(width, math.ceil(font.getlength(label)) + 2)
+        top = max(LINE, width // 50)                            # a page shows wide pictures smaller
+        font = ImageFont.load_default(round(0.72 * top))
+        width = max(width, math.ceil(font.getlength(label)) + 3)
     row = Image.new("RGB", (width, top + max(p.height for p in pictures)), PAPER)
     if label:
-        ImageDraw.Draw(row).text((1, top // 12), label, INK, font)
+        ImageDraw.Draw(row).text((1, top // 2), label, INK, font, anchor="lm")
     x = 0
     for picture in pictures:
         row.paste(picture, (x, top))
@@ -258,14 +259,14 @@ def loss_curves(losses: dict[str, Sequence[float]], smooth: float = 0.95, title:
     figure, [[axes]] = _figure(6, 3)
     axes.spines[["top", "right"]].set_visible(False)
     for i, (name, values) in enumerate(losses.items()):
-        mean, means = None, []
-        for value in values:
-            mean = value if mean is None else smooth * mean + (1 - smooth) * value
-            means.append(mean)
+        mean, means = 0.0, []
+        for step, value in enumerate(values, 1):
+            mean = smooth * mean + (1 - smooth) * value
+            means.append(mean / (1 - smooth**step))             # as if there had been nothing before the first
         axes.plot(values, color=COLOURS[i % 6], alpha=0.25, lw=0.8)
         axes.plot(means, color=COLOURS[i % 6], label=name)
     if log and all(v > 0 for values in losses.values() for v in values):
-        axes.set_yscale("log")
+        _logarithmic(axes)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="step", ylabel="loss")
     axes.set_title(title, fontsize=10)
@@ -284,7 +285,7 @@ def panels(pictures: dict[str, Image.Image], columns: int = 0, width: float = 1.
         panel.axis("off")
     for panel, (name, picture) in zip(axes.flat, pictures.items()):
         panel.set(xticks=[], yticks=[])
-        panel.spines[:].set(color="#BBBBBB", lw=0.5)
+        panel.spines[:].set(color=EDGE, lw=0.5)
         panel.imshow(picture, interpolation="nearest" if sharp else "antialiased")
         panel.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
@@ -298,16 +299,16 @@ def curves(lines: dict[str, Sequence], x: str = "", y: str = "", title: str = ""
     _lines(axes, lines, x, y, marks)
     axes.set_title(title, fontsize=10)
     if log:
-        axes.set_yscale("log")
+        _logarithmic(axes)
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
     return _drawn(figure)
 
 
-def curves_beside(panels: dict[str, dict[str, Sequence]], x: str = "", title: str = "", marks: dict[str, float] | None = None
-                  ) -> Image.Image:
-    """`curves` of the same names side by side: one panel for each measure, which is named with its unit."""
-    figure, [axes] = _figure(4.6 * len(panels), 3.2, len(panels))
+def curves_beside(panels: dict[str, dict[str, Sequence]], x: str = "", title: str = "",
+                  marks: dict[str, float] | None = None, width: float = 4.6) -> Image.Image:
+    """`curves` of the same names side by side: one panel, `width` inches wide, for each measure, named with its unit."""
+    figure, [axes] = _figure(width * len(panels), 3.2, len(panels))
     for panel, (y, lines) in zip(axes, panels.items()):
         _lines(panel, lines, x, y, marks)
     handles, names = axes[0].get_legend_handles_labels()
@@ -330,18 +331,31 @@ def _lines(axes, lines: dict[str, Sequence], x: str, y: str, marks: dict[str, fl
         axes.yaxis.get_major_locator().set_params(integer=True)                                     # counts
     for name, at in (marks or {}).items():
         axes.axvline(at, color=INK, lw=0.8, ls=":")
-        axes.annotate(name, (at, 1), xycoords=("data", "axes fraction"), fontsize=8, color=INK, va="top")
+        axes.annotate(name, (at, 1), (3, 0), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
+                      color=INK, va="top")
     axes.set(xlabel=x, ylabel=y)
 
 
-def bars(values: dict[str, float], x: str = "", title: str = "", digits: int = 2) -> Image.Image:
-    """Amounts by name, lying, each with its number."""
+def _logarithmic(axes) -> None:
+    """The y axis in powers; over few decades with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 300 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def bars(values: dict[str, float], x: str = "", title: str = "", digits: int = 2, others: Sequence[str] = ()) -> Image.Image:
+    """Amounts by name, lying, each with its number. others: names in the second colour, as what somebody else reports."""
     figure, [[axes]] = _figure(6, 0.7 + 0.3 * len(values))
     axes.spines[["top", "right"]].set_visible(False)
-    drawn = axes.barh(list(values), list(values.values()), color=COLOURS[0])
+    drawn = axes.barh(list(values), list(values.values()), color=[COLOURS[name in others] for name in values])
     axes.bar_label(drawn, fmt=f"%.{digits}f", padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
+    axes.xaxis.get_major_locator().set_params(nbins=6)
     axes.set(xlabel=x)
     axes.set_title(title, fontsize=10)
     return _drawn(figure)
@@ -375,7 +389,8 @@ def matrices(tables: dict[str, Tensor], x: str = "", y: str = "", title: str = "
              apart: bool = False) -> Image.Image:
     """Tables [rows, columns] as heat maps on one scale, or each on its own (apart); numbers: a format to write each value
     in, as ".1f", or one a table."""
-    figure, [axes] = _figure((size + apart) * len(tables) + 0.6, size + 0.5, len(tables))
+    shape = max(min(1, len(table) / table.shape[1]) for table in tables.values())
+    figure, [axes] = _figure((size + apart) * len(tables) + 0.6, size * shape + 0.5 + 0.2 * bool(title), len(tables))
     formats = [numbers] * len(tables) if isinstance(numbers, str) else numbers
     for i, (panel, (name, table)) in enumerate(zip(axes, tables.items())):
         known = table if apart else torch.cat([t.flatten() for t in tables.values()])
@@ -419,6 +434,7 @@ def plane(things: dict[str, Sequence], limit: float = 2.6, size: float = 2.1, ti
             else:
                 panel.plot(*_plain(thing.T), ".", color=COLOURS[i % 6], ms=3.5, alpha=0.7, mew=0, zorder=2)
         panel.set(xlim=(-limit, limit), ylim=(limit, -limit), xticks=[], yticks=[], aspect="equal")
+        panel.spines[:].set_color(EDGE)
         panel.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
     return _drawn(figure)
@@ -495,11 +511,13 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1):
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('charts need matplotlib, which is not installed: pip install "msk[notebook]"') from error
-    figure = Figure(figsize=(max(2, width), max(2, height)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(max(2, width), max(1.4, height)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _drawn(figure) -> Image.Image:
     figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    used = np.flatnonzero((pixels != 255).any(axis=(1, 2)))                 # panels that keep their shape leave room
+    return Image.fromarray(pixels[max(0, used[0] - 6):used[-1] + 7].copy())

@@ -22,7 +22,7 @@
 # Two words first. The model does not work on pixels but on *latents*, the output of an autoencoder: here a *latent cell*
 # stands for 8 x 8 pixels, and a *latent frame* for four pixel frames (the first one for a single frame).
 #
-# *Run time: about ten seconds on a CPU; no weights, no GPU needed.*
+# *Run time: under half a minute on a CPU; no weights, no GPU needed.*
 
 # %%
 try:
@@ -84,7 +84,8 @@ geometry = msk.PRESETS["tiny"].geometry                     # 128 x 128 pixels, 
 clip = World(geometry, level="full").sample(1, frames=45, seed=HELD_OUT + 29)
 points = grid_points(geometry, 7, 7)                        # [1, 49, 2] in the first frame
 exact = clip.track(points)
-print(clip.captions[0], f"seen: {exact.visible.float().mean():.0%} of all places", sep="\n")
+print(*clip.captions[0].split(" and "), sep=",\n    and ")
+print(f"seen: {exact.visible.float().mean():.0%} of all places")
 
 # %%
 viz.strip(viz.draw_tracks(clip.frames[0], exact, zoom=3), count=4)

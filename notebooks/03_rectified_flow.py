@@ -19,7 +19,7 @@
 # in the plane, where the best possible answer is known in closed form, then meet them again in `msk.flow`. The last
 # picture shows the same noise walking into a star, and into a video, in one step, in three, and in many.
 #
-# *Run time: under half a minute on a CPU, a few seconds on a GPU.*
+# *Run time: under half a minute on a CPU; on a GPU not timed yet.*
 
 # %%
 try:

@@ -19,7 +19,7 @@
 # batch, train a small one for half a minute, and measure what it learned. The last picture shows three teachers on held-out
 # clips: untrained, after that half minute, and the shipped one, after hours.
 #
-# *Run time: about three quarters of a minute on a CPU, a few seconds on a GPU.*
+# *Run time: about three quarters of a minute on a CPU; on a GPU not timed yet.*
 
 # %%
 try:
@@ -63,7 +63,7 @@ for b in range(4):
 frames = kit.vae.decode(batch.latents[:4])[0].float().cpu()
 held = batch.tracks
 clips = [msk.Tracks(held.xy[b:b + 1], held.visible[b:b + 1], held.ids[b:b + 1]) for b in range(4)]
-viz.grid([viz.strip(viz.draw_tracks(frames[b], clips[b], radius=0.8, zoom=3), count=6) for b in range(4)],
+viz.grid([viz.strip(viz.draw_tracks(frames[b], clips[b], radius=0.8, zoom=4), count=6) for b in range(4)],
          [f"{batch.prompts[b] or '(prompt left out)'}" for b in range(4)])
 
 # %% [markdown]
@@ -166,8 +166,9 @@ rows = {"untrained": measure(models.eval())}
 # %% [markdown]
 # ## Train
 #
-# The loop is a generator of steps, and the notebook owns the `for`: Muon for the matrices of the blocks, AdamW for the
-# rest, and at the end the running average of the weights (EMA, App. D). The paper takes 4,800 steps of 128 clips on 32
+# The loop is a generator of steps, and the notebook owns the `for`. Muon, an optimizer whose every step is an orthogonal
+# matrix, takes the matrices of the blocks and AdamW the rest; at the end stands the running average of the weights (EMA,
+# App. D). The paper takes 4,800 steps of 128 clips on 32
 # GPUs, from a model that could make videos already.
 
 # %%
@@ -212,7 +213,7 @@ def made(kit, clip, tracks, steps=6):
     return kit.vae.decode(last.x0)[0][0].float().cpu()
 
 
-strips = [viz.strip(made(small, clip, tracks), count=6, zoom=3) for tracks in asked.values()]
+strips = [viz.strip(made(small, clip, tracks), count=6, zoom=4) for tracks in asked.values()]
 viz.grid(strips, list(asked))
 
 # %% [markdown]
@@ -248,7 +249,7 @@ nobody = lesson.as_kit(lesson.untrained(preset).to(kit.device), preset, kit.vae)
 truth = clip.track(grid_points(preset.geometry, 10, 10)).with_ids(tracks.ids[:, :100])
 rows = {"true, 32 x 32 pixels": clip.frames[0], "untrained": made(nobody, clip, truth),
         "after half a minute": made(small, clip, truth)}
-strips = [viz.strip(frames, count=6, zoom=3) for frames in rows.values()]
+strips = [viz.strip(frames, count=6, zoom=4) for frames in rows.values()]
 viz.grid([*strips, viz.strip(hours, count=6)], [*rows, "after hours, 128 x 128 pixels"])
 
 # %% [markdown]

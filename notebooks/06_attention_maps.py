@@ -19,7 +19,7 @@
 # whole clip, or as a *past* that is carried along. We write both by hand, check that they agree, and find where they
 # must not. The last picture is the paper's comparison on our own models: bidirectional, full causal, sink and window.
 #
-# *Run time: under half a minute on a CPU, a few seconds on a GPU.*
+# *Run time: under half a minute on a CPU; on a GPU not timed yet.*
 
 # %%
 try:
@@ -120,9 +120,10 @@ gathered = {name: by_frame(layers).mean(0) for name, layers in kinds.items()}
 viz.matrices(gathered, "latent frame looked at", "latent frame that looks", unit="share of attention", every=3)
 
 # %% [markdown]
-# How much of the attention of the later frames goes to the very first one? A sink (the paper's Sec. 3.2) pays where
-# later frames keep looking back there, however far away it is. Ours is shown the given
-# picture beside every frame as well, so it can do with less. Compare with 1: all frames alike.
+# How much of the attention of the later frames goes to the very first one? In the paper's maps of the same three kinds
+# (Fig. 3, Sec. 3.2) several heads keep looking at the first frame throughout, however far away it is, and that is why a
+# sink pays. Ours is shown the given picture beside every frame as well, so it can do with less. Compare with 1: all
+# frames alike.
 
 # %%
 for name, share in gathered.items():
@@ -231,10 +232,11 @@ viz.live(slots, chunk=(0, 5), step=(0, config.steps - 1), layer=(0, len(kit.dit.
 # %% [markdown]
 # ## The picture
 #
-# The paper's comparison, on ours: who looks at whom with no rule, with "never ahead", and with sink and window. Below it
-# the stream: what share of the attention goes to the sink, to the window and to the chunk itself, over layers and steps,
-# from the chunk on at which the cache is full. All three parts are equally long, so a third each would be an even share:
-# the chunk looks most at itself, and at the sink about as much as at the window, however far the sink lies back.
+# The paper's comparison (its Fig. 3), on ours: who looks at whom with no rule, with "never ahead", and with sink and
+# window. In the first column stands what a sink lives on. Below it the stream: what share of the attention goes to the
+# sink, to the window and to the chunk itself, over layers and steps, from the chunk on at which the cache is full. All
+# three parts are equally long, so a third each would be an even share: the chunk looks most at itself, and at the sink
+# more than at the window, however far the sink lies back.
 
 # %%
 full = [torch.stack([seen[chunk, step].mean((0, 1)).unflatten(0, (3, -1)).sum(1) for step in range(config.steps)])

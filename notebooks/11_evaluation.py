@@ -20,7 +20,7 @@
 # picture of another, a camera, a hand. The last picture puts all of it on one scale, from the ruler's own error to a
 # picture that never moves, with the paper's figures among them.
 #
-# *Run time: about three quarters of a minute on a CPU, a few seconds on a GPU.*
+# *Run time: about three quarters of a minute on a CPU; on a GPU not timed yet.*
 
 # %%
 try:
@@ -99,7 +99,7 @@ for name, made in spoiled.items():
 
 # %%
 shown = {"true": true} | spoiled
-viz.panels({name: viz.image(made[0, 1]) for name, made in shown.items()}, columns=6, width=1.1)
+viz.panels({name: viz.image(made[0, 1]) for name, made in shown.items()}, columns=3, width=2.2)
 
 # %% [markdown]
 # No ruler sees everything: PSNR minds a change of light that nobody would mind and forgives a blur; SSIM minds noise; EPE
@@ -211,13 +211,13 @@ def transfer(other, told, asked):
     return made, epe(found, measured).mean().item(), epe(measured.xy[:, :1].expand_as(found), measured).mean().item()
 
 
-drawn = viz.draw_tracks(source.frames[0], source.track(grid_points(geometry, 8, 8)))
+drawn = viz.draw_tracks(source.frames[0], source.track(grid_points(geometry, 8, 8)), zoom=2)
 strips, names, offs = [viz.strip(drawn, 3)], [f"the motion: {source.captions[0]}"], []
 for seed in (222, 115):
     other = world.sample(1, 1, seed=HELD_OUT + seed)
     made, off, nothing = transfer(other, told, asked)
     offs.append(off)
-    strips.append(viz.strip(made[0], 3))
+    strips.append(viz.strip(made[0], 3, zoom=2))
     names.append(f"{other.captions[0]}: EPE {off:.2f} px; had nothing moved, {nothing:.2f} px")
 
 # %%
@@ -252,7 +252,7 @@ for name, move in moves.items():
     print(f"{name:6} EPE {off:.2f} px; had nothing moved, {nothing:.2f} px   ({kit.device})")
 
 # %%
-viz.grid([viz.strip(viz.draw_tracks(made[0], moves[name]((6, 6))), 3) for name, made in shot.items()],
+viz.grid([viz.strip(viz.draw_tracks(made[0], moves[name]((6, 6)), zoom=2), 3) for name, made in shot.items()],
          [f"{name}, with the asked points" for name in shot])
 
 # %% [markdown]
@@ -267,7 +267,7 @@ viz.grid([viz.strip(viz.draw_tracks(made[0], moves[name]((6, 6))), 3) for name, 
 def look(move="pan", frame=32):
     drawn = viz.draw_tracks(shot[move][0, :frame + 1], moves[move]((6, 6)).frames(0, frame + 1), trail=40, zoom=2)
     shown = {"given": scene.frames[0, 0], f"{move}, frame {frame}": drawn[-1]}
-    return viz.panels({name: viz.image(picture) for name, picture in shown.items()}, width=1.8)
+    return viz.panels({name: viz.image(picture) for name, picture in shown.items()}, width=2.8)
 
 
 viz.live(look, move=list(moves), frame=(0, T - 1, 4))
@@ -303,7 +303,8 @@ for name, share in parts.items():
 # ## The tables
 #
 # One scene is a story. The figures of the shipped weights are measured on many, and stand in their model card with the
-# command that gives them:
+# command that gives them. Its first table (what a hand does, real videos, fewer steps and prompts stand below it there,
+# `assets/tiny/README.md`):
 
 # %%
 from IPython.display import Markdown
@@ -311,7 +312,7 @@ from IPython.display import Markdown
 from msk.kit import assets
 
 card = (assets() / "tiny" / "README.md").read_text()
-Markdown(card.split("## Figures\n")[1].split("\n## ")[0].strip())
+Markdown("\n\n".join(card.split("## Figures\n")[1].strip().split("\n\n")[:2]))
 
 # %% [markdown]
 # And the paper's (Table 1; its tracks by CoTracker3 on a grid of 50 x 50, all outputs at 832 x 480, one pixel of 832 is
@@ -325,7 +326,13 @@ Markdown(card.split("## Figures\n")[1].split("\n## ")[0].strip())
 # | teacher, 5B | 16.10 | 0.466 | 0.427 | 7.86 | 0.0094 |
 # | student, 5B | 16.30 | 0.456 | 0.438 | 11.18 | 0.0134 |
 #
-# On LLFF, a new view from one picture (Table 2): teacher 16.0 dB, student 15.7 dB, the best of the compared methods 14.1.
+# And a camera, a new view from one picture (Table 2, LLFF):
+#
+# | LLFF | PSNR, dB | SSIM | LPIPS |
+# |---|---|---|---|
+# | SEVA, the best of the compared | 14.1 | 0.30 | 0.29 |
+# | teacher, 1.3B | 16.0 | 0.42 | 0.21 |
+# | student, 1.3B | 15.7 | 0.38 | 0.23 |
 #
 # The two tables are not each other's rivals. Ours is a small drawn world with exact tracks, theirs is films with tracked
 # ones; decibels of the one say nothing about the other. What may be compared is the order of the rows, and roughly the
@@ -338,9 +345,10 @@ Markdown(card.split("## Figures\n")[1].split("\n## ")[0].strip())
 # sent, in hundredths of the width.
 
 # %%
-errors |= {"paper: teacher 1.3B, DAVIS": 5.35 / 832, "paper: student 1.3B, DAVIS": 7.80 / 832}
+paper = {"paper: teacher 1.3B, DAVIS": 5.35 / 832, "paper: student 1.3B, DAVIS": 7.80 / 832}
+errors |= paper
 order = dict(sorted(((name, 100 * share) for name, share in errors.items()), key=lambda pair: pair[1]))
-viz.bars(order, "EPE, % of the width", f"few clips each: an example, no verdict ({kit.device})")
+viz.bars(order, "EPE, % of the width", f"few clips each: an example, no verdict ({kit.device})", others=paper)
 
 # %% [markdown]
 # ## Things to try

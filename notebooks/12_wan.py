@@ -15,10 +15,10 @@
 # # 12 · What changes at Wan's size?
 #
 # Everything so far ran in a small drawn world. The paper's models are Wan's: hundreds to thousands of times larger. Which
-# lines change, how much memory does it take, how fast could it be at best, and how does a model that never heard of tracks
-# get columns for them without forgetting anything? On a CPU we run Wan's layout at toy size with random weights, and count
-# at full size without holding a single weight. The last picture shows the frame rate that a card's arithmetic allows at
-# most, and what the paper measured.
+# lines change, how much memory does it take, how fast could it be at best, and how does a model that never heard of
+# tracks get columns for them without forgetting anything? On a CPU we run Wan's layout at toy size with random weights,
+# and count at full size without holding a single weight. The picture near the end shows the frame rate that a card's
+# arithmetic allows at most, and what the paper measured.
 #
 # *Run time: under half a minute on a CPU; with real weights at hand and a GPU, as long as these take to load.*
 
@@ -362,8 +362,8 @@ print(f"saved, loaded, streamed the same: {torch.equal(*frames)}; a {again.role}
 # %%
 chart = {f"{name}, ceiling on {on.split(',')[0]}": ceiling(msk.PRESETS[name], rate)
          for name in ("wan2.1-1.3b", "wan2.2-5b") for on, rate in rates.items() if "H200" not in on}
-chart |= {"paper, 1.3B, H100, measured": 29.5}
-viz.bars(chart, "frames a second", "computed; the last one measured, by the paper", digits=1)
+computed, chart = chart.keys(), chart | {"paper, 1.3B, H100, measured": 29.5}
+viz.bars(chart, "frames a second", "blue: computed; orange: measured, by the paper", 1, chart.keys() - computed)
 
 # %% [markdown]
 # ## With real weights
@@ -382,10 +382,10 @@ if torch.cuda.is_available():
 
 # %% [markdown]
 # The variable MSK_WAN says what to play: a folder (a diffusers pipeline, Wan's own, a WanTrack export), a file (Self
-# Forcing's `.pt`), or the name of a preset, which is fetched then. TAEHV's file beside the weights, or at MSK_TAEHV, makes
-# decoding fast. Where nothing is said, the same lines play the toy that was just saved, and show grey. A base has never seen
-# tracks: it ignores them until trained, and a teacher streamed in three steps is no student. On real checkpoints these lines
-# have not yet been run; msk's layouts are tested against diffusers and WanTrack at toy sizes.
+# Forcing's `.pt`), or the name of a preset, which is fetched then. TAEHV's file beside the weights, or at MSK_TAEHV,
+# makes decoding fast. Where nothing is said, the same lines play the toy that was just saved, and show grey. A base has
+# never seen tracks: it ignores them until trained, and a teacher streamed in three steps is no student. On real
+# checkpoints these lines have not yet been run; msk's layouts are tested against diffusers and WanTrack at toy sizes.
 
 # %%
 import os

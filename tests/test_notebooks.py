@@ -2,7 +2,10 @@
 import ast
 import json
 import re
+import shutil
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,7 +51,7 @@ def parts(source: str) -> list[tuple[str, str]]:
 def test_every_script_has_its_notebook_and_its_solutions():
     names = {path.stem for path in NOTEBOOKS}
     assert names == {path.stem for path in FOLDER.glob("[0-9]*.py")}
-    assert {path.stem for path in (FOLDER / "solutions").glob("*.py")} == names - {"00_tour"}
+    assert {path.stem for path in (FOLDER / "solutions").glob("*.py")} == names
 
 
 @each
@@ -92,12 +95,11 @@ def test_it_ends_with_things_to_try_and_they_are_solved(path):
     last = "".join(cells(path, "markdown")[-1]["source"])
     tasks = re.findall(r"^(\d)\. ", last, re.M)
     assert last.startswith("## Things to try") and 3 <= len(tasks) <= 5
-    if path.stem != "00_tour":
-        solutions = FOLDER / "solutions" / f"{path.stem}.py"
-        assert f"solutions/{solutions.name}" in last
-        text = solutions.read_text()
-        ast.parse(text)
-        assert re.findall(r"^# (\d)\. ", text, re.M) == tasks
+    solutions = FOLDER / "solutions" / f"{path.stem}.py"
+    assert f"solutions/{solutions.name}" in last
+    text = solutions.read_text()
+    ast.parse(text)
+    assert re.findall(r"^# (\d)\. ", text, re.M) == tasks
 
 
 @each
@@ -106,6 +108,19 @@ def test_what_it_shows_is_seen_on_every_page(path):
         for output in cell["outputs"]:
             kinds = output.get("data", {"text/html": ""}).keys()
             assert kinds & SHOWN or not "".join(output["data"]["text/plain"]).startswith("<"), cell["source"]
+
+
+@pytest.mark.parametrize("shown, said", [("display(Image.new('RGB', (2, 2)))", "1 passed"), ("2", "cell 0 is missing")])
+def test_a_run_that_leaves_out_a_picture_fails(shown, said, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbmake")
+    code = nbformat.v4.new_code_cell(f"from PIL import Image\n{shown}")
+    code.outputs = [nbformat.v4.new_output("display_data", {"image/png": ""})]
+    nbformat.write(nbformat.v4.new_notebook(cells=[code]), tmp_path / "one.ipynb")
+    shutil.copy(FOLDER / "conftest.py", tmp_path)
+    pytest_run = [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", "-p", "no:xdist", str(tmp_path)]
+    ran = subprocess.run(pytest_run, cwd=tmp_path, capture_output=True, text=True)
+    assert said in ran.stdout and "one.ipynb" in ran.stdout.split("notebooks, seconds")[1], ran.stdout
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ import base64
 import io
 import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -101,6 +102,20 @@ def test_charts_are_pictures():
     for made in (viz.show_mask(mask, chunk=6), viz.attention_map(weights, (3, 4), query=13), viz.guidance_grid(cells),
                  viz.guidance_grid({(3.0, 1.5): cells[3.0, 1.5]}, notes={(3.0, 1.5): "EPE 3"}), viz.loss_curves(losses)):
         assert isinstance(made, Image.Image) and made.getextrema()[0][0] < made.getextrema()[0][1]
+
+
+def test_a_chart_has_no_empty_rows_above_or_below():
+    pytest.importorskip("matplotlib")
+    wide = viz.image(torch.rand(3, 8, 80))
+    for made in (viz.panels({"a": wide, "b": wide}), viz.plane({"a": [torch.randn(9, 2)]}), viz.bars({"a": 1.0})):
+        ink = np.flatnonzero((np.asarray(made) < 255).any(axis=(1, 2)))
+        assert ink[0] <= 6 and made.height - 1 - ink[-1] <= 6
+
+
+def test_what_others_report_has_a_colour_of_its_own():
+    pytest.importorskip("matplotlib")
+    counted = {c for _, c in viz.bars({"ours": 2.0, "theirs": 3.0}, others=["theirs"]).getcolors(1 << 20)}
+    assert {(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)} <= counted
 
 
 def test_a_mask_is_dark_where_nobody_may_look():
