@@ -120,25 +120,14 @@ viz.Moving(three, kit.geometry.fps, width=864, about="a kite: all of it is pulle
 # %% [markdown]
 # ## Your turn
 #
-<<<<<<< HEAD
-# Press on a thing and drag it: the video follows your hand while it plays. **Enter** starts and ends, **Space** pauses.
-# Nothing blocks: the engine has its own thread, so other cells run while you play. The sliders beside it work from the next
-# chunk on: denoising steps, chunks remembered for good (sink) and for a while (window), and guidance on top of what the
-# student has learned. `stage` alone is the stage without them.
-
-# %%
-from msk.live.widget import Stage
-
-stage = Stage(kit, picture, prompt)
-stage.with_controls()
-=======
 # Press on a thing and drag it: the video follows your hand while it plays. **Enter** starts and ends, **Space** pauses,
-# **?** lists the keys. Nothing blocks: the engine has its own thread, so other cells run while you play.
+# **?** lists the keys. Nothing blocks: the engine has its own thread, so other cells run while you play. The sliders beside
+# it work from the next chunk on: denoising steps, chunks remembered for good (sink) and for a while (window), and guidance
+# on top of what the student has learned. `stage` alone is the stage without them.
 
 # %%
 stage = msk.Stage(kit, picture, prompt)
-stage
->>>>>>> h6
+stage.with_controls()
 
 # %% [markdown]
 # ## Things to try
