@@ -232,6 +232,26 @@ shown = {"true": true, "encoded and decoded": made, "difference, four times": (0
 viz.grid([viz.strip(clips[:, -1], zoom=2) for clips in shown.values()], list(shown))
 
 # %% [markdown]
+# ### And given back
+#
+# Eyes and spots are gone, though the given picture has them. So what the kit shows is *finished*: tracks say where each
+# block of the picture is now (notebook 02), $m$, and three convolutions of 22 thousand weights say for each pixel how far to
+# go there, $g$, and what else to add, $r$. The paper has no such thing; ToonCrafter (2405.17933) lets its decoder see the
+# given frames.
+#
+# $$\hat x \leftarrow \hat x + g\,(m - \hat x) + r$$
+
+# %%
+from msk.world import grid_points
+
+told = held.track(grid_points(kit.geometry, 16, 16, 2))
+moved = kit.moved(told, true[:, 0])                                         # [B, T, 4, H, W]: pixels, and how near tracks are
+done = kit.finished(made.to(kit.device), moved).cpu()
+print(f"decoded {decibels:.2f} dB, finished {psnr(done, true)[:, 1:].mean().item():.2f} dB, 2 clips, 256 tracks")
+shown = {"true": true, "decoded": made, "the picture, moved": moved[:, :, :3].cpu(), "finished": done}
+viz.grid([viz.strip(clips[:, -1], zoom=2) for clips in shown.values()], list(shown))
+
+# %% [markdown]
 # ## Train one
 #
 # The paper keeps Wan's encoder as it is and trains a small decoder on its latents, from nothing (App. A: 200,000 steps of
