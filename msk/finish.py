@@ -28,5 +28,14 @@ class Finish(nn.Module):
         x = F.pixel_unshuffle(torch.cat([frames, carried], dim=1), 2)                   # [B * T, 28, H / 2, W / 2]
         x = self.net(x.to(self.net[0].weight.dtype, memory_format=torch.channels_last))
         x = F.pixel_shuffle(x.float().contiguous(), 2)                                  # [B * T, 4, H, W]
-        made = frames + x[:, :1].tanh() * (carried[:, :3] - frames) + x[:, 1:]
+        made = frames + inside(carried[:, 3:]) * x[:, :1].tanh() * (carried[:, :3] - frames) + x[:, 1:]
         return (made.clamp(0, 1) if clamp else made).unflatten(0, moved.shape[:2])
+
+
+def inside(near: Tensor, reach: int = 6) -> Tensor:
+    """near [N, 1, H, W] -> [N, 1, H, W]: 0 at the border of what tracks carry, 1 from `reach` pixels on, on either side.
+
+    There two pictures meet that need not fit, the moved one and the one that stays.
+    """
+    share = F.avg_pool2d((near > 0).float(), 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)
+    return (2 * share - 1).abs()

@@ -234,22 +234,23 @@ viz.grid([viz.strip(clips[:, -1], zoom=2) for clips in shown.values()], list(sho
 # %% [markdown]
 # ### And given back
 #
-# Eyes and spots are gone, though the given picture has them. So what the kit shows is *finished*: tracks say where each
+# Eyes and spots are gone, though the given picture has them. So what the kit streams is *finished*: tracks say where each
 # block of the picture is now (notebook 02), $m$, and three convolutions of 22 thousand weights say for each pixel how far to
 # go there, $g$, and what else to add, $r$. The paper has no such thing; ToonCrafter (2405.17933) lets its decoder see the
-# given frames.
+# given frames. Here a hand drags a thing that it took hold of.
 #
 # $$\hat x \leftarrow \hat x + g\,(m - \hat x) + r$$
 
 # %%
-from msk.world import grid_points
+from msk import grip, hands
 
-told = held.track(grid_points(kit.geometry, 16, 16, 2))
-moved = kit.moved(told, true[:, 0])                                         # [B, T, 4, H, W]: pixels, and how near tracks are
-done = kit.finished(made.to(kit.device), moved).cpu()
-print(f"decoded {decibels:.2f} dB, finished {psnr(done, true)[:, 1:].mean().item():.2f} dB, 2 clips, 256 tracks")
-shown = {"true": true, "decoded": made, "the picture, moved": moved[:, :, :3].cpu(), "finished": done}
-viz.grid([viz.strip(clips[:, -1], zoom=2) for clips in shown.values()], list(shown))
+shot = next(hands.takes(World(kit.geometry), "drag", HELD_OUT + 102, count=1, frames=45))
+shot = hands.held(kit, shot) if grip.can_cut() else shot                    # (with OpenCV) the whole thing, the rest held
+decoded, done = (hands.play(k, shot) for k in (replace(kit, finish=None), kit))
+moved = kit.moved(shot.told, shot.truth[:, 0])[:, :, :3].cpu()              # [B, T, 3, H, W]
+shown = {"true": shot.truth, "streamed, decoded": decoded, "the picture, moved": moved, "finished": done}
+print({name: f"{psnr(x, shot.truth)[:, 1:].mean().item():.2f} dB" for name, x in list(shown.items())[1:]})
+viz.grid([viz.strip(frames[0, 8::16], zoom=2) for frames in shown.values()], list(shown))
 
 # %% [markdown]
 # ## Train one
