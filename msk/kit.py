@@ -163,20 +163,25 @@ class Kit:
         return Condition(text, motion, given, null, clip.expand(len(prompts), -1, -1) if clip is not None else None)
 
     @torch.no_grad()
-    def moved(self, tracks: Tracks | None, image) -> Tensor | None:
-        """The given picture as the tracks move it, [B, T, 4, H, W] (`motion.moved`); None: nothing is carried."""
-        shown = tracks is not None and bool(tracks.visible.any())               # asked where tracks come from
-        if image is None or not self.preset.tracks.carry or not shown:
+    def moved(self, tracks: Tracks | None, image, shown: bool | None = None) -> Tensor | None:
+        """The given picture as the tracks move it, [B, T, 4, H, W] (`motion.moved`); None: nothing is carried.
+
+        shown: can any track be seen? By default it is asked, which waits for the device that the tracks are on.
+        """
+        if image is None or not self.preset.tracks.carry or tracks is None:
+            return None
+        if not (bool(tracks.visible.any()) if shown is None else shown):
             return None
         return moved(tracks.to(self.device), self.pixels(image).expand(len(tracks.xy), -1, -1, -1), self.geometry)
 
     @torch.no_grad()
-    def motion(self, tracks: Tracks, image=None, start: bool = True, moved: Tensor | None = None) -> Tensor:
+    def motion(self, tracks: Tracks, image=None, start: bool = True, moved: Tensor | None = None,
+               shown: bool | None = None) -> Tensor:
         """Tracks as the transformer reads them; image: the given picture, for them to carry. start: see `TrackHead`.
 
-        moved: `Kit.moved` of these, if it is known already.
+        moved: `Kit.moved` of these, if it is known already; shown: see there.
         """
-        moved = self.moved(tracks, image) if moved is None else moved
+        moved = self.moved(tracks, image, shown) if moved is None else moved
         carried = encoded(moved, self.vae.encode_alone, self.geometry, start) if moved is not None else None
         return self.track_head(tracks.to(self.device), start, carried)
 

@@ -88,8 +88,11 @@ def splat(tracks: Tracks, geometry: Geometry, config: TrackConfig) -> Tensor:
 
 
 def fill(x: Tensor, known: Tensor) -> Tensor:
-    """x [T, C, h, w] where `known` [T, 1, h, w] bool; elsewhere what is known around it, from ever farther away."""
-    if known.all() or max(x.shape[-2:]) == 1:
+    """x [T, C, h, w] where `known` [T, 1, h, w] bool; elsewhere what is known around it, from ever farther away.
+
+    Whether there is anything to fill is not asked: a GPU would have to be waited for.
+    """
+    if max(x.shape[-2:]) == 1:
         return x * known
     share = F.avg_pool2d(known.float(), 2, ceil_mode=True)
     coarse = F.avg_pool2d(x * known, 2, ceil_mode=True) / share.clamp_min(1e-6)
@@ -141,11 +144,9 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
         source = torch.stack([columns, rows], dim=-1) - pixels(way)                                 # [T, H, W, 2]
         source = torch.stack([source[..., 0] * 2 / width - 1, source[..., 1] * 2 / height - 1], dim=-1)     # in [-1, 1]
         taken = F.grid_sample(picture[i].expand(t, -1, -1, -1), source, padding_mode="border", align_corners=False)
-        if gone.any():
-            mean = F.avg_pool2d(taken, block, ceil_mode=True)
-            around = F.interpolate(fill(mean, ~blocks(gone)[:, None]), size=(height, width), mode="bilinear")
-            taken = torch.where(pixels(gone)[:, None], around, taken)
-        frames.append(taken)
+        mean = F.avg_pool2d(taken, block, ceil_mode=True)
+        around = F.interpolate(fill(mean, ~blocks(gone)[:, None]), size=(height, width), mode="bilinear")
+        frames.append(torch.where(pixels(gone)[:, None], around, taken))
         near.append(blocks((1 - distance).clamp_min(0) * torch.where(gone, .25, 1.)))
     return torch.stack(frames), torch.stack(near)
 

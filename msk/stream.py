@@ -241,9 +241,10 @@ class Stream:
             tracks = Tracks.empty(1, wanted)
         self._settle()
         began = self._now()
-        tracks = self._told(tracks) if tracks is not None else None
-        moved = kit.moved(tracks, self._pixels)
-        motion = kit.motion(tracks, self._pixels, self.index == 0, moved) if tracks is not None else None
+        shown = tracks is not None and bool(tracks.visible.any())       # asked where they come from; then sent, once
+        tracks = self._told(tracks).to(kit.device) if tracks is not None else None
+        moved = kit.moved(tracks, self._pixels, shown)
+        motion = kit.motion(tracks, self._pixels, self.index == 0, moved, shown) if tracks is not None else None
         (h, w), channels = kit.geometry.latent_size, kit.dit.config.latent_channels
         start, stop = self.config.span(self.index)
         noise = draw(torch.empty(1, stop - start, channels, h, w, device=kit.device), self._generator)

@@ -461,6 +461,7 @@ def test_the_camera_tool_drags_the_ground_and_the_things_on_it(stage, session, a
     assert not any(asked.values())
     stage.drag((0.85, 0.8), (0.75, 0.85))                                   # the ground: the camera goes the other way
     until(lambda: asked["right"] == pytest.approx(0.1, abs=0.01) and asked["down"] == pytest.approx(-0.05, abs=0.01))
+    stage.wait("stage.current.marks.some((m) => m.kind === 'camera') && stage.current.marks.some((m) => m.kind === 'live')")
     page.mouse.wheel(0, -200)
     until(lambda: asked["zoom"] == pytest.approx(0.2))
     page.get_by_role("button", name="Zoom in").click()
@@ -469,7 +470,6 @@ def test_the_camera_tool_drags_the_ground_and_the_things_on_it(stage, session, a
     near = asked["zoom"]
     later(stage)
     assert asked["zoom"] == near                                            # a click is a tap, and ends
-    stage.wait("stage.current.marks.some((m) => m.kind === 'camera') && stage.current.marks.some((m) => m.kind === 'live')")
     assert stage.ask("stage.points.size") == 1 and np.allclose(at(session.points[1]), (0.5, 0.5), atol=0.01)
     stage.wait("stage.points.get(1).shown && Math.abs(stage.points.get(1).shown.x - 0.5) < 0.01")   # not the camera's mark
 

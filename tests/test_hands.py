@@ -200,7 +200,7 @@ def test_the_suite_reports_every_case_and_draws_its_strip(toy, tmp_path, monkeyp
     assert all(row["n"] == 1 and row["epe"] < .3 and row["seeds"][0] >= HELD_OUT for row in report["rows"].values())
     for name in ("pinned", "long"):
         assert f"\n{name:<10}" in hands.table(report)
-        assert Image.open(tmp_path / f"{name}.png").width == 9 * 64 + 8 * 2
+        assert Image.open(tmp_path / f"{name}.png").width >= 9 * 64 + 8 * 2
 
 
 def test_the_player_s_stream_is_what_is_measured(kit):
