@@ -7,17 +7,18 @@ from torch import Tensor, nn
 
 
 class Finish(nn.Module):
-    """A few convolutions on blocks of 2x2 pixels, frame by frame: how far to go to what is carried, and what else to add.
+    """A few convolutions on blocks of 2x2 pixels, frame by frame: how far to go to what is carried, in colour and in detail.
 
     A small autoencoder keeps one number of every 64: how a thing looks from near is lost, though the picture is at hand.
-    After ToonCrafter (2405.17933), whose decoder sees the given frames too. Untrained, it changes nothing.
+    After ToonCrafter (2405.17933), whose decoder sees the given frames too. It adds nothing of its own: where
+    the two agree, and while it is untrained, it changes nothing.
     """
 
     def __init__(self, width: int):
         super().__init__()
         self.net = nn.Sequential(nn.Conv2d(4 * 7, width, 3, padding=1), nn.ReLU(),
                                  nn.Conv2d(width, width, 3, padding=2, dilation=2), nn.ReLU(),
-                                 nn.Conv2d(width, 4 * 4, 3, padding=1))
+                                 nn.Conv2d(width, 4 * 2, 3, padding=1))
         nn.init.zeros_(self.net[-1].weight)
         nn.init.zeros_(self.net[-1].bias)
 
@@ -27,8 +28,10 @@ class Finish(nn.Module):
         frames, carried = frames.flatten(0, 1).float(), moved.flatten(0, 1).float()
         x = F.pixel_unshuffle(torch.cat([frames, carried], dim=1), 2)                   # [B * T, 28, H / 2, W / 2]
         x = self.net(x.to(self.net[0].weight.dtype, memory_format=torch.channels_last))
-        x = F.pixel_shuffle(x.float().contiguous(), 2)                                  # [B * T, 4, H, W]
-        made = frames + inside(carried[:, 3:]) * x[:, :1].tanh() * (carried[:, :3] - frames) + x[:, 1:]
+        colour, detail = F.pixel_shuffle(x.float().contiguous(), 2).tanh().split(1, dim=1)      # [B * T, 1, H, W] each
+        way = inside(carried[:, 3:]) * (carried[:, :3] - frames)
+        coarse = F.avg_pool2d(way, 5, stride=1, padding=2, count_include_pad=False)
+        made = frames + colour * coarse + detail * (way - coarse)
         return (made.clamp(0, 1) if clamp else made).unflatten(0, moved.shape[:2])
 
 

@@ -108,8 +108,8 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
     others stay. A track reaches as far as its next neighbour began, at least `reach` pixels and at most twice as many: one
     that is alone speaks for more. near: 1 where a track runs through the centre, 0 as far as it reaches. No parameters.
 
-    What lay there may have gone with another track: pixels are of the track nearest to them in the picture, if it is so by
-    far; where that has left by more than it was away, the block is filled from around it (`fill`), and near is a quarter.
+    What lay there may have gone with another track: pixels are of the track nearest to them in the picture, and where that
+    has left by more than it was away, the block is filled from around it (`fill`), and near is a quarter.
     """
     (b, t, n, _), (height, width), device = tracks.xy.shape, picture.shape[-2:], tracks.xy.device
     y, x = (torch.arange(0, size, block, device=device) + block / 2 for size in (height, width))
@@ -129,8 +129,8 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
         if n:
             began = origin[i].float().nan_to_num(1e4)
             apart = torch.cdist(began, began).fill_diagonal_(torch.inf).amin(dim=1).clamp(reach, 2 * reach)     # [N]
-            pixels_off, who = torch.cdist(centres.expand(t, -1, -1), xy[i]).min(dim=-1)             # [T, M]
-            distance = pixels_off / apart[who]
+            distance, who = torch.cdist(centres.expand(t, -1, -1), xy[i]).min(dim=-1)               # [T, M]
+            distance = distance / apart[who]
             with_it = distance < 1
             way = moved[i].gather(1, who[..., None].expand(-1, -1, 2)) * with_it[..., None]
             column, row = ((centres - way) / block).long().unbind(-1)
@@ -140,7 +140,6 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
             left = (moved[i].gather(1, theirs[..., None].expand(-1, -1, 2)) - way).norm(dim=-1)
             were = torch.where(with_it, (began[theirs] - began[who]).norm(dim=-1), away[shown])
             gone = (left > were.clamp_min(block)) & placed[i].gather(1, theirs) & (away < apart[whose])[shown]
-            gone &= ~with_it | (pixels_off > 1.5 * away[shown])                         # at a rim, either may be right
         source = torch.stack([columns, rows], dim=-1) - pixels(way)                                 # [T, H, W, 2]
         source = torch.stack([source[..., 0] * 2 / width - 1, source[..., 1] * 2 / height - 1], dim=-1)     # in [-1, 1]
         taken = F.grid_sample(picture[i].expand(t, -1, -1, -1), source, padding_mode="border", align_corners=False)

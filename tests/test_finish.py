@@ -43,6 +43,20 @@ def test_untrained_it_changes_nothing():
     assert torch.equal(Finish(8)(made, moved), made)
 
 
+def test_where_both_agree_there_is_nothing_to_do_whatever_it_learned(kit, close):
+    made, moved, _ = clip(0)
+    close(kit.finish(made, torch.cat([made, moved[:, :, 3:]], dim=2)), made, atol=1e-6)
+
+
+def test_colours_are_mixed_alike_in_what_is_made_carried_and_true(close):
+    made, moved, truth = (x[0] for x in clip(0))
+    made[:, :, ::2] = moved[:, :3, ::2] = truth[:, :, ::2]
+    parts = stage.mixed(torch.cat([made, moved, truth], dim=1), torch.Generator().manual_seed(0))
+    mixed = [parts[:, i:i + 3, ::2] for i in (0, 3, 7)]
+    assert torch.equal(mixed[0], mixed[2]) and torch.equal(mixed[1], mixed[2]) and torch.equal(parts[:, 6], moved[:, 3])
+    assert (mixed[2] - truth[:, :, ::2]).abs().mean() > .1 and 0 <= parts.min() and parts.max() <= 1
+
+
 def test_each_frame_is_finished_by_itself(kit, close):
     made, moved, _ = clip(0)
     whole = kit.finish(made, moved)

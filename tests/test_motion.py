@@ -213,8 +213,7 @@ def plain_warp(tracks, picture, reach):
                         continue
                     left = apart((tracks.xy[i, f, owner] - began[owner]).tolist(), (dx, dy))
                     were = apart(began[owner].tolist(), began[winner].tolist() if carried else source)
-                    clearly = not carried or best > 1.5 * apart(began[owner].tolist(), source)
-                    if left > max(4, were) and clearly:
+                    if left > max(4, were):
                         near[i, f, row, column] /= 4
                         frames[i, f, :, 4 * row:4 * row + 4, 4 * column:4 * column + 4] = float("nan")
     return frames, near

@@ -18,7 +18,7 @@ from ..world import HELD_OUT, World
 from .data import drawn, followed
 from .vae import slopes
 
-DRAGGED = 0.6       # share of clips in which hands drag things, mostly whole ones with the rest held, and nothing else stirs
+DRAGGED = 0.5       # share of clips in which hands drag things, mostly whole ones with the rest held, and nothing else stirs
 
 
 @torch.no_grad()
@@ -62,7 +62,10 @@ class Store:
         self.made += 1
 
     def batches(self, count: int, every: int, crop: float = 0.5, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Endless (made [n, 1, 3, H, W], moved, truth), cut to `crop` of their size; a new clip for `every` of them."""
+        """Endless (made [n, 1, 3, H, W], moved, truth), cut to `crop` of their size; a new clip for `every` of them.
+
+        Colours are mixed up: what may be trusted is to be told from what agrees, not from which scenes there were.
+        """
         generator, number = torch.Generator().manual_seed(seed), 0
         height, width = (round(size * crop / 2) * 2 for size in self.frames.shape[-2:])
         while True:
@@ -74,7 +77,23 @@ class Store:
             y = torch.randint((self.frames.shape[-2] - height) // 2 + 1, (count,), generator=generator) * 2
             x = torch.randint((self.frames.shape[-1] - width) // 2 + 1, (count,), generator=generator) * 2
             parts = [self.frames[i, :, a:a + height, b:b + width] for i, a, b in zip(at, y.tolist(), x.tolist())]
-            yield tuple(part[:, None] for part in (torch.stack(parts).float() / 255).split([3, 4, 3], dim=1))
+            drawn = mixed(torch.stack(parts).float() / 255, generator)
+            yield tuple(part[:, None] for part in drawn.split([3, 4, 3], dim=1))
+
+
+def mixed(parts: Tensor, generator: torch.Generator) -> Tensor:
+    """Crops [n, 3 + 4 + 3, H, W] in [0, 1], each in other colours: channels changed about, made negative, paler."""
+    rand = lambda *size: torch.rand(*size, generator=generator).to(parts.device)
+    order = rand(len(parts), 3).argsort(dim=1)
+    negative, gain = rand(len(parts), 3, 1, 1) < .5, .5 + .5 * rand(len(parts), 3, 1, 1)
+    lift = (1 - gain) * rand(len(parts), 3, 1, 1)
+
+    def colour(x: Tensor) -> Tensor:
+        x = x.gather(1, order[:, :, None, None].expand_as(x))
+        return torch.where(negative, 1 - x, x) * gain + lift
+
+    made, moved, near, truth = parts.split([3, 3, 1, 3], dim=1)
+    return torch.cat([colour(made), colour(moved), near, colour(truth)], dim=1)
 
 
 def finish_loss(finish: Finish, made: Tensor, moved: Tensor, truth: Tensor) -> tuple[Tensor, dict]:
