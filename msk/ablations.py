@@ -363,7 +363,7 @@ def encoded(job: Job, settings: dict, rows: dict, strip: Callable) -> list[Calla
         mapped, times = replace(kit, preset=preset, track_head=head), []
         for _ in range(2 + TIMED):
             began = perf_counter()
-            mapped.motion(tracks, picture, start=False).float().cpu()
+            mapped.motion(tracks, mapped.moved(tracks, picture), start=False).float().cpu()
             times.append(1000 * (perf_counter() - began))
         note(rows, name, encode_ms=times[2:])
 

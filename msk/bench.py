@@ -108,8 +108,9 @@ def run_teacher(model: str | Kit, frames: int = 81, measured: int = 4, json_path
     preset, (h, w) = kit.preset.sampled(steps, solver), kit.geometry.latent_size
     length = kit.geometry.latent_frames(frames)
     ids = draw_ids(1, 9, preset.tracks.max_id, torch.Generator().manual_seed(seed))
-    cond = kit.condition(["a red fish in the sea"], drag(kit, 0, frames, ids),
-                         _picture(kit, seed) if takes_picture(kit) else None)
+    tracks, picture = drag(kit, 0, frames, ids), _picture(kit, seed) if takes_picture(kit) else None
+    moved = kit.moved(tracks, picture)
+    cond = kit.condition(["a red fish in the sea"], tracks, picture, moved)
     noise = torch.randn(1, length, kit.dit.config.latent_channels, h, w, generator=torch.Generator().manual_seed(seed))
     long = preset.sampled(max(measured + 1, preset.sample_steps))
     made = sample(kit.dit, noise.to(kit.device), cond, together=together, **options(long))
@@ -121,7 +122,7 @@ def run_teacher(model: str | Kit, frames: int = 81, measured: int = 4, json_path
         _wait(kit)
         took.append(1000 * (perf_counter() - began))
     began = perf_counter()
-    for part in kit.decode(x0):
+    for part in kit.decode(x0, moved=moved):
         pictures(part)
     decode = 1000 * (perf_counter() - began)
     step = statistics.median(took[1:])

@@ -108,13 +108,18 @@ class Row:
 # --- what makes the videos ------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | None, frames: int, seed: int) -> Tensor:
-    """A batch of clips streamed chunk by chunk, as `Stream` plays them. first [B, 3, H, W] -> frames [B, T, 3, H, W]."""
+def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | None, frames: int, seed: int,
+               moved: Tensor | None = None) -> Tensor:
+    """A batch of clips streamed chunk by chunk, as `Stream` plays them. first [B, 3, H, W] -> frames [B, T, 3, H, W].
+
+    moved: `Kit.moved` of the tracks over whole chunks, if it is known already.
+    """
     config, generator = kit.preset.stream, torch.Generator().manual_seed(seed)
     length = kit.geometry.latent_frames(frames)
     chunks = next(i for i in range(1, length + 1) if config.span(i)[0] >= length)
     tracks = _until(tracks, kit.geometry.pixel_frames(config.span(chunks)[0]))
-    cond, moved = kit.condition(captions, tracks, first), kit.moved(tracks, first)
+    moved = kit.moved(tracks, first) if moved is None else moved
+    cond = kit.condition(captions, tracks, first, moved)
     roll, made, past = Roll(kit.dit, kit.dit.read(cond.text, cond.clip), config), [], None
     for now in (slice(*config.span(i)) for i in range(chunks)):
         motion = cond.motion[:, now] if cond.motion is not None else None
@@ -130,11 +135,12 @@ def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | No
 def by_teacher(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | None, frames: int, seed: int) -> Tensor:
     """A batch of whole clips by the jointly guided teacher. -> frames [B, T, 3, H, W]"""
     generator = torch.Generator().manual_seed(seed)
-    cond = kit.condition(captions, tracks, first)
+    moved = kit.moved(tracks, first)
+    cond = kit.condition(captions, tracks, first, moved)
     noise = _noise(kit, len(captions), kit.geometry.latent_frames(frames), generator)
     for step in sample(kit.dit, noise, cond, **options(kit.preset)):
         latents = step.x0
-    return torch.cat([made.float() for made in kit.decode(latents, moved=kit.moved(tracks, first))], dim=1)
+    return torch.cat([made.float() for made in kit.decode(latents, moved=moved)], dim=1)
 
 
 @torch.no_grad()

@@ -37,12 +37,13 @@ def by_teacher(kit: Kit, prompt: str, picture, tracks: Tracks | None, frames: in
     how |= {name: scale for name, scale in (("text_scale", text_scale), ("motion_scale", motion_scale)) if scale is not None}
     length = 1 + -(-(frames - 1) // kit.geometry.time_stride)           # latent frames, rounded up
     tracks = covering(tracks, 0, kit.geometry.pixel_frames(length))
-    cond = kit.condition([prompt], tracks, picture)
+    moved = kit.moved(tracks, picture)
+    cond = kit.condition([prompt], tracks, picture, moved)
     noise = torch.randn(1, length, kit.dit.config.latent_channels, h, w, generator=torch.Generator().manual_seed(seed))
     for step in tqdm(sample(kit.dit, noise.to(kit.device), cond, **how), "teacher", kit.preset.sample_steps, leave=False):
         latents = step.x0
     left = frames
-    for made in kit.decode(latents, moved=kit.moved(tracks, picture)):
+    for made in kit.decode(latents, moved=moved):
         yield made[0, :left].float().cpu()
         left -= made.shape[1]
 

@@ -149,8 +149,10 @@ class Kit:
         return self.clip(self.pixels(image))
 
     @torch.no_grad()
-    def condition(self, prompts: list[str], tracks: Tracks | None = None, image=None) -> Condition:
-        """What a whole clip is asked to follow. tracks over T = 1 + 4 (F - 1) pixel frames, in this kit's pixels."""
+    def condition(self, prompts: list[str], tracks: Tracks | None = None, image=None, moved: Tensor | None = None
+                  ) -> Condition:
+        """What a whole clip is asked to follow. tracks over T = 1 + 4 (F - 1) pixel frames, in this kit's pixels; moved:
+        `Kit.moved` of these, if it is known already."""
         nothing = self.preset.null_prompt
         if nothing is None:
             text = self.encode_text(prompts)
@@ -158,7 +160,10 @@ class Kit:
         else:                                           # both at once: a large encoder is opened once
             text, null = self.encode_text([*prompts, *[nothing] * len(prompts)]).chunk(2)
         given = self.encode_image(image).expand(len(prompts), -1, -1, -1, -1) if image is not None else None
-        motion = self.motion(tracks.check(batch=len(prompts)), image) if tracks is not None else None
+        motion = None
+        if tracks is not None:
+            tracks.check(batch=len(prompts))
+            motion = self.motion(tracks, self.moved(tracks, image) if moved is None else moved)
         clip = self.encode_clip(image)
         return Condition(text, motion, given, null, clip.expand(len(prompts), -1, -1) if clip is not None else None)
 
@@ -175,13 +180,8 @@ class Kit:
         return moved(tracks.to(self.device), self.pixels(image).expand(len(tracks.xy), -1, -1, -1), self.geometry)
 
     @torch.no_grad()
-    def motion(self, tracks: Tracks, image=None, start: bool = True, moved: Tensor | None = None,
-               shown: bool | None = None) -> Tensor:
-        """Tracks as the transformer reads them; image: the given picture, for them to carry. start: see `TrackHead`.
-
-        moved: `Kit.moved` of these, if it is known already; shown: see there.
-        """
-        moved = self.moved(tracks, image, shown) if moved is None else moved
+    def motion(self, tracks: Tracks, moved: Tensor | None = None, start: bool = True) -> Tensor:
+        """Tracks as the transformer reads them; moved: what they carry (`Kit.moved`). start: see `TrackHead`."""
         carried = encoded(moved, self.vae.encode_alone, self.geometry, start) if moved is not None else None
         return self.track_head(tracks.to(self.device), start, carried)
 

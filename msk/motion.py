@@ -87,7 +87,7 @@ def splat(tracks: Tracks, geometry: Geometry, config: TrackConfig) -> Tensor:
     return grid.view(b, t, h, w, -1).permute(0, 1, 4, 2, 3)
 
 
-def fill(x: Tensor, known: Tensor) -> Tensor:
+def fill_in(x: Tensor, known: Tensor) -> Tensor:
     """x [T, C, h, w] where `known` [T, 1, h, w] bool; elsewhere what is known around it, from ever farther away.
 
     Whether there is anything to fill is not asked: a GPU would have to be waited for.
@@ -96,7 +96,7 @@ def fill(x: Tensor, known: Tensor) -> Tensor:
         return x * known
     share = F.avg_pool2d(known.float(), 2, ceil_mode=True)
     coarse = F.avg_pool2d(x * known, 2, ceil_mode=True) / share.clamp_min(1e-6)
-    around = F.interpolate(fill(coarse, share > 0), size=x.shape[-2:], mode="bilinear", align_corners=False)
+    around = F.interpolate(fill_in(coarse, share > 0), size=x.shape[-2:], mode="bilinear", align_corners=False)
     return torch.where(known, x, around)
 
 
@@ -109,7 +109,7 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
     that is alone speaks for more. near: 1 where a track runs through the centre, 0 as far as it reaches. No parameters.
 
     What lay there may have gone with another track: pixels are of the track nearest to them in the picture, and where that
-    has left by more than it was away, the block is filled from around it (`fill`), and near is a quarter.
+    has left by more than it was away, the block is filled from around it (`fill_in`), and near is a quarter.
     """
     (b, t, n, _), (height, width), device = tracks.xy.shape, picture.shape[-2:], tracks.xy.device
     y, x = (torch.arange(0, size, block, device=device) + block / 2 for size in (height, width))
@@ -120,7 +120,7 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
     placed = tracks.xy.isfinite().all(-1) & origin.isfinite().all(-1)[:, None]                      # [B, T, N]
     known = tracks.visible & placed
     xy = torch.where(known[..., None], tracks.xy, 1e4).float()
-    moved = torch.where(placed[..., None], tracks.xy - origin[:, None], 0.).float()                 # [B, T, N, 2]
+    went = torch.where(placed[..., None], tracks.xy - origin[:, None], 0.).float()                  # [B, T, N, 2]
     rows, columns = torch.meshgrid(*(torch.arange(size, device=device) + 0.5 for size in (height, width)), indexing="ij")
     frames, near = [], []
     for i in range(b):                                                          # clip by clip: [T, M, N] is large
@@ -132,19 +132,20 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
             distance, who = torch.cdist(centres.expand(t, -1, -1), xy[i]).min(dim=-1)               # [T, M]
             distance = distance / apart[who]
             with_it = distance < 1
-            way = moved[i].gather(1, who[..., None].expand(-1, -1, 2)) * with_it[..., None]
+            way = went[i].gather(1, who[..., None].expand(-1, -1, 2)) * with_it[..., None]
             column, row = ((centres - way) / block).long().unbind(-1)
             shown = row.clamp(0, len(y) - 1) * len(x) + column.clamp(0, len(x) - 1)     # [T, M]: which block of the picture
             away, whose = torch.cdist(centres, began).min(dim=-1)                                   # [M]
             theirs = whose[shown]
-            left = (moved[i].gather(1, theirs[..., None].expand(-1, -1, 2)) - way).norm(dim=-1)
+            left = (went[i].gather(1, theirs[..., None].expand(-1, -1, 2)) - way).norm(dim=-1)
             were = torch.where(with_it, (began[theirs] - began[who]).norm(dim=-1), away[shown])
             gone = (left > were.clamp_min(block)) & placed[i].gather(1, theirs) & (away < apart[whose])[shown]
+            gone &= ~gone.all(dim=1, keepdim=True)                          # with nothing around, what was there has to do
         source = torch.stack([columns, rows], dim=-1) - pixels(way)                                 # [T, H, W, 2]
         source = torch.stack([source[..., 0] * 2 / width - 1, source[..., 1] * 2 / height - 1], dim=-1)     # in [-1, 1]
         taken = F.grid_sample(picture[i].expand(t, -1, -1, -1), source, padding_mode="border", align_corners=False)
         mean = F.avg_pool2d(taken, block, ceil_mode=True)
-        around = F.interpolate(fill(mean, ~blocks(gone)[:, None]), size=(height, width), mode="bilinear")
+        around = F.interpolate(fill_in(mean, ~blocks(gone)[:, None]), size=(height, width), mode="bilinear")
         frames.append(torch.where(pixels(gone)[:, None], around, taken))
         near.append(blocks((1 - distance).clamp_min(0) * torch.where(gone, .25, 1.)))
     return torch.stack(frames), torch.stack(near)

@@ -244,7 +244,7 @@ class Stream:
         shown = tracks is not None and bool(tracks.visible.any())       # asked where they come from; then sent, once
         tracks = self._told(tracks).to(kit.device) if tracks is not None else None
         moved = kit.moved(tracks, self._pixels, shown)
-        motion = kit.motion(tracks, self._pixels, self.index == 0, moved, shown) if tracks is not None else None
+        motion = kit.motion(tracks, moved, self.index == 0) if tracks is not None else None
         (h, w), channels = kit.geometry.latent_size, kit.dit.config.latent_channels
         start, stop = self.config.span(self.index)
         noise = draw(torch.empty(1, stop - start, channels, h, w, device=kit.device), self._generator)

@@ -111,9 +111,9 @@ def test_each_way_of_telling_hands_the_transformer_its_own_channels(kit, way, ch
     assert preset.dit.motion_channels == channels and preset.dit.pull == -1
     mapped = replace(kit, preset=preset, track_head=head or Kit.random(preset).track_head)
     tracks, picture = Tracks.grid(kit.geometry, 4, 9), torch.rand(1, 3, 32, 32)
-    motion = mapped.motion(tracks, picture)
+    motion = mapped.motion(tracks, mapped.moved(tracks, picture))
     assert motion.shape == (1, 3, channels, 4, 4)
-    again = mapped.motion(tracks.with_ids(tracks.ids + 40), picture)
+    again = mapped.motion(tracks.with_ids(tracks.ids + 40), mapped.moved(tracks, picture))
     assert torch.equal(motion, again) == (way == "carried"), "only what is carried does not hang on the ids"
 
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from msk.config import PRESETS, Geometry, TrackConfig
-from msk.motion import TrackHead, carry, draw_ids, embed_ids, fill, splat, warp
+from msk.motion import TrackHead, carry, draw_ids, embed_ids, fill_in, splat, warp
 from msk.tracks import Tracks
 
 G = Geometry(32, 48)                # 4 x 6 cells
@@ -251,16 +251,24 @@ def test_where_a_thing_was_there_is_ground_once_it_has_left(close):
     assert (warp(left, picture, 12.)[0][0, 2, :, 12:20, 4:12] - ground[0, :, 12:20, 4:12]).abs().max() < .1, "seen or not"
 
 
+def test_a_picture_that_went_away_as_a_whole_is_not_black():
+    tracks = at([16.0, 16.0], frames=2)
+    tracks.xy[:, 1] += 200
+    white = torch.ones(1, 3, G.height, G.width)
+    frames, near = warp(tracks, white, 48.)
+    assert (frames == 1).all() and not near[:, 1].any()
+
+
 def test_a_hole_is_filled_from_its_rim_and_what_is_known_stays(close):
     x = torch.rand(2, 3, 9, 14, generator=torch.Generator().manual_seed(0))
     known = torch.ones(2, 1, 9, 14, dtype=torch.bool)
-    close(fill(x, known), x)
+    close(fill_in(x, known), x)
     known[0, :, 2:8, 3:9] = False
-    filled = fill(x, known)
+    filled = fill_in(x, known)
     assert torch.equal(filled.where(known, x), x) and torch.equal(filled[1], x[1])
     assert filled.min() >= x.min() and filled.max() <= x.max()
     even = torch.full_like(x, .3).where(known, torch.tensor(9.))
-    close(fill(even, known), torch.full_like(x, .3))
+    close(fill_in(even, known), torch.full_like(x, .3))
 
 
 def test_a_picture_whose_points_all_move_alike_moves_with_them(close):

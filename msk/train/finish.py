@@ -39,10 +39,10 @@ def played(kit: Kit, world: World, seed: int, frames: int = 45) -> Tensor:
         told = drawn(replace(tracks, origin=tracks.origins()), layer, born, generator, dense=.6, none=0.)
         truth, captions = clip.frames, clip.captions
     truth, told = truth.to(kit.device), told.to(kit.device)
-    made = by_student(replace(kit, finish=None), captions, truth[:, 0], told, frames, seed)
     moved = kit.moved(told, truth[:, 0])
     if moved is None:                                                           # all hidden: nothing to learn from
         return played(kit, world, (seed + 1) % HELD_OUT, frames)
+    made = by_student(replace(kit, finish=None), captions, truth[:, 0], told, frames, seed, moved)
     return (torch.cat([made, moved, truth], dim=2)[0] * 255).round().byte()
 
 
@@ -77,8 +77,8 @@ class Store:
             y = torch.randint((self.frames.shape[-2] - height) // 2 + 1, (count,), generator=generator) * 2
             x = torch.randint((self.frames.shape[-1] - width) // 2 + 1, (count,), generator=generator) * 2
             parts = [self.frames[i, :, a:a + height, b:b + width] for i, a, b in zip(at, y.tolist(), x.tolist())]
-            drawn = mixed(torch.stack(parts).float() / 255, generator)
-            yield tuple(part[:, None] for part in drawn.split([3, 4, 3], dim=1))
+            crops = mixed(torch.stack(parts).float() / 255, generator)
+            yield tuple(part[:, None] for part in crops.split([3, 4, 3], dim=1))
 
 
 def mixed(parts: Tensor, generator: torch.Generator) -> Tensor:

@@ -332,7 +332,7 @@ def train_finish(preset: Preset, out: Path, budget: Budget, device, *, level: st
     checkpoint = Checkpoint(out / "finish.ckpt", budget, finish=learner)
     checkpoint.resume()
     store = finish_stage.Store(kit, level, seed=37 + budget.done)
-    for _ in tqdm(range(clips), desc="streaming clips", leave=False):
+    for _ in tqdm(range(clips if budget.progress < 1 else 0), desc="streaming clips", leave=False):
         store.grow()
     run(out, "finish", train(learner, lambda drawn: finish_stage.finish_loss(finish, *drawn),
                              store.batches(batch, every, seed=budget.done), budget, checkpoint))
@@ -459,17 +459,6 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         done.touch()
     write_whole(out / "config.json", json.dumps(preset.to_dict(), indent=2).encode() + b"\n")
     return out
-
-
-def ship(out: str | Path, folder: str | Path) -> Path:
-    """The trained parts as a kit to give away: weights in half precision (they are read back in any), no checkpoints."""
-    out, folder = Path(out), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("student", "teacher", "track_head", "vae", "text", "finish"):
-        weights = read_weights(out / f"{name}.safetensors")
-        save_weights({n: w.half() for n, w in weights.items()}, folder / f"{name}.safetensors")
-    write_whole(folder / "config.json", (out / "config.json").read_bytes())
-    return folder
 
 
 def keep_memory() -> None:
