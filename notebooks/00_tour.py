@@ -100,9 +100,10 @@ made = {name: play(tracks) for name, tracks in (asked | {"nothing": None}).items
 
 # %% [markdown]
 # The same picture, the same noise; only the tracks differ. The first frame is the given picture in all three. Nine points
-# take along what lies about them, and the thin tail, for which nobody spoke, gets lost. Of what is not asked at all, the
-# kite soon loses its shape: seven million weights are few. So the canvas takes hold of whole things: it cuts out what
-# lies under your finger by its colours and lays points all over it (`msk.grip`).
+# take along what lies about them; a corner and the thin tail, for which nobody spoke, get lost, and a pale ghost stays where
+# the kite was. Of what is not asked at all, the kite soon loses its shape: seven million weights are few. So the canvas
+# takes hold of whole things: it cuts out what lies under your finger by its colours and lays points all over it
+# (`msk.grip`).
 
 # %%
 nobody = msk.Tracks.empty(frames=45)

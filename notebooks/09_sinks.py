@@ -248,13 +248,11 @@ viz.grid([viz.curves_beside(by_size, "chunk, latent frames", "how much is made a
           viz.curves_beside(by_count, "denoising steps a chunk", "how often it is looked at (3 steps: 1)", width=3.2)])
 
 # %% [markdown]
-# In time the two agree: a chunk of one frame is there in less than half of the time of three, and yet fewer frames come
-# in a second, as each pays for its look at sink and window alone. (Beyond three the paper, too, measured time only.) In
-# following they do not. There a single frame at a time is three times worse; here, where tracks carry the picture along
-# (notebook 02), it follows best, and chunks longer than those of training follow worse. Of two steps the paper shows a
-# visible loss, and of more than three hardly a gain (Fig. A2b); here three do best as well, but two clips are few, and
-# over more of them one step to three follow alike. `msk eval --suite ablations --cases chunk steps` asks the same of as
-# many clips as you like, and `--cases memory once` the questions above.
+# In time the two agree: a chunk of one frame is there sooner than one of three, and yet fewer frames come in a second, as
+# each pays for its look at sink and window alone. (Beyond three the paper, too, measured time only.) In following they do
+# not. There a single frame at a time is three times worse, two steps show a visible loss, and more than three hardly a gain
+# (Fig. A2b). Here, where tracks carry the picture along (notebook 02), neither decides much, and two clips are few: `msk eval
+# --suite ablations --cases chunk steps` asks the same of as many as you like, and `--cases memory once` the questions above.
 #
 # ## The shipped student
 #

@@ -204,7 +204,7 @@ viz.live(around, cut=(1, 11), way=list(ways))
 # %% [markdown]
 # ## What does it lose?
 #
-# Decoding what was encoded is the ceiling of everything the kit can show. Two rulers, as in the paper: PSNR, how near the
+# Decoding what was encoded is the ceiling of what latents can show. Two rulers, as in the paper: PSNR, how near the
 # frames are to the true ones (decibels, higher is nearer), and EPE, how far points are from where they should be (pixels;
 # notebook 11 says how they are found).
 

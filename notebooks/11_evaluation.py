@@ -17,8 +17,8 @@
 # A made video is asked three things: does it look right, do things go where they were sent, and how much of that verdict
 # is the ruler's own error? We build the rulers by hand on shifts whose answer can be written down, see why a tracker
 # must not lean on its own last step, and then measure: a small table on a held-out clip, the motion of one clip in the
-# picture of another, a camera, a hand. The last picture puts all of it on one scale, from the ruler's own error to a
-# picture that never moves, with the paper's figures among them.
+# picture of another, a camera, a hand. The last picture puts all of it on one scale, from what the ruler cannot tell from
+# nothing to a picture that never moves, with the paper's figures among them.
 #
 # *Run time: about three quarters of a minute on a CPU; on a GPU not timed yet.*
 
@@ -171,7 +171,8 @@ errors = {"the tracker's own": floor / geometry.width}                      # sh
 # `evaluate.run` makes held-out clips again from their first frame, their caption and a dense grid of their true tracks,
 # and measures. One clip of 21 frames here, to keep it short: an example, and no verdict. EPE/W is EPE as a share of the
 # width. The still image (`first_frame`) is what doing nothing scores; `student_sparse` has a few points, as a hand would
-# draw them; the truth through the autoencoder (`vae`) is the best that any transformer could show through this decoder.
+# draw them; the truth through the autoencoder (`vae`) is the best that any transformer could show through this decoder (the
+# student's frames are also finished with the given picture's own pixels, notebook 10, and may pass it).
 
 # %%
 from msk import evaluate
@@ -256,7 +257,8 @@ viz.grid([viz.strip(viz.draw_tracks(made[0], moves[name]((6, 6)), zoom=2), 3) fo
          [f"{name}, with the asked points" for name in shot])
 
 # %% [markdown]
-# What comes into view at the edges has no track and no past: it is the model's guess, and no EPE asks about it.
+# What comes into view at the edges has no track and no past: it is the model's guess, and no EPE asks about it. Nor does it
+# ask about outlines, which come in steps, as the picture is moved block by block.
 #
 # ### Live
 #
@@ -342,7 +344,8 @@ Markdown("\n\n".join(card.split("## Figures\n")[1].strip().split("\n\n")[:2]))
 # ## The picture
 #
 # Everything that this notebook measured on one scale, with the paper's two figures: how far points are from where they were
-# sent, in hundredths of the width.
+# sent, in hundredths of the width. What lies below the ruler's own error is not to be told from zero: there the finish
+# copied the very pixels that are looked for.
 
 # %%
 paper = {"paper: teacher 1.3B, DAVIS": 5.35 / 832, "paper: student 1.3B, DAVIS": 7.80 / 832}
