@@ -251,8 +251,9 @@ viz.grid([viz.curves_beside(by_size, "chunk, latent frames", "how much is made a
 # In time the two agree: a chunk of one frame is there sooner than one of three, and yet fewer frames come in a second, as
 # each pays for its look at sink and window alone. (Beyond three the paper, too, measured time only.) In following they do
 # not. There a single frame at a time is three times worse, two steps show a visible loss, and more than three hardly a gain
-# (Fig. A2b). Here, where tracks carry the picture along (notebook 02), neither decides much, and two clips are few: `msk eval
-# --suite ablations --cases chunk steps` asks the same of as many as you like, and `--cases memory once` the questions above.
+# (Fig. A2b). Here, where tracks carry the picture along (notebook 02), neither decides much, and two clips are few:
+# `msk eval --suite ablations --cases chunk steps` asks the same of as many as you like, and `--cases memory once` the
+# questions above.
 #
 # ## The shipped student
 #
