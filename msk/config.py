@@ -159,6 +159,9 @@ class StreamConfig:
     silence: str = "zero"       # no tracks: a "zero" map, or that of "hidden" ones (heads with biases tell them apart)
 
     def __post_init__(self):
+        for name, least in (("chunk", 1), ("sink", 0), ("window", 0), ("steps", 1), ("first", 0), ("budget", 0)):
+            if type(value := getattr(self, name)) is not int or value < least:
+                raise ValueError(f"{name} {value!r} came: use a whole number, {least} or more")
         if self.budget and self.budget < max(self.sink + self.chunk, self.first):
             raise ValueError(f"a budget of {self.budget} latent frames does not hold {self.sink} sinks and a chunk of "
                              f"{self.chunk}, or a first chunk of {self.first}: "

@@ -67,10 +67,10 @@ class Guided:
     motion_scale: float
 
     def __call__(self, latents: Tensor, t: Tensor, text, motion: Tensor | None, image: Tensor | None, past=None,
-                 keys: list | None = None, **where) -> Tensor:
-        def velocity(x, t, text_, motion_, image, clip=None):
-            asked = text_ is text and motion_ is motion                 # what is remembered is the pass that was asked for
-            return self.dit(x, t, text_, motion_, image, past=past, **where, **({"keys": keys} if asked and keys is not None
-                                                                                else {}))
+                 keys: list | None = None, places=None) -> Tensor:
+        def velocity(x, t, its_text, its_motion, image, clip):
+            asked = its_text is text and its_motion is motion           # what is remembered is the pass that was asked for
+            return self.dit(x, t, its_text, its_motion, image, past=past, keys=keys if asked else None, places=places)
+
         return joint_guidance(velocity, latents, t, Condition(text, motion, image, self.null_text), self.text_scale,
                               self.motion_scale)

@@ -90,11 +90,19 @@ class Kit:
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """Prompts -> [B, L, text_dim]; "" is the null prompt."""
+        """Prompts -> [B, L, text_dim]."""
         if self.text is None:
             raise ValueError(f"{self.name} has no text encoder of its own: give it umT5 features, or set kit.text to "
                              "something that maps a list of prompts to [B, L, text_dim]")
         return self.text(prompts)
+
+    def texts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Prompts, and as many times what stands for none (`Preset.null_prompt`), [B, L, text_dim] each."""
+        nothing = self.preset.null_prompt
+        if nothing is None:
+            text = self.encode_text(prompts)
+            return text, torch.zeros_like(text)
+        return self.encode_text([*prompts, *[nothing] * len(prompts)]).chunk(2)     # a large encoder is opened once
 
     def pixels(self, image) -> Tensor:
         """A picture (see `picture`) at this kit's size, [B, 3, H, W] in [0, 1]."""
@@ -153,12 +161,7 @@ class Kit:
                   ) -> Condition:
         """What a whole clip is asked to follow. tracks over T = 1 + 4 (F - 1) pixel frames, in this kit's pixels; moved:
         `Kit.moved` of these, if it is known already."""
-        nothing = self.preset.null_prompt
-        if nothing is None:
-            text = self.encode_text(prompts)
-            null = torch.zeros_like(text)
-        else:                                           # both at once: a large encoder is opened once
-            text, null = self.encode_text([*prompts, *[nothing] * len(prompts)]).chunk(2)
+        text, null = self.texts(prompts)
         given = self.encode_image(image).expand(len(prompts), -1, -1, -1, -1) if image is not None else None
         motion = None
         if tracks is not None:

@@ -35,14 +35,14 @@ def sample(dit, noise: Tensor, cond: Condition, steps: int = 50, time_shift: flo
     if solver not in SOLVERS:
         raise ValueError(f"no solver called {solver!r}: use {' or '.join(SOLVERS)}")
     x, sigmas = noise, levels or schedule(steps, time_shift)
-    steps, unipc = len(sigmas), UniPC(sigmas)
+    steps, unipc = len(sigmas), UniPC(sigmas) if solver == "unipc" else None
     for i, (sigma, after) in enumerate(zip(sigmas, [*sigmas[1:], 0.0])):
         t = x.new_full(x.shape[:2], sigma)
         with torch.no_grad():
             velocity = joint_guidance(dit, x, t, cond, text_scale, motion_scale, together)
             x0 = to_x0(x, velocity, t)
         yield Step(i, steps, sigma, x, x0)
-        x = unipc.step(x, x0) if solver == "unipc" else x + (after - sigma) * velocity
+        x = unipc.step(x, x0) if unipc else x + (after - sigma) * velocity
 
 
 def options(preset) -> dict:

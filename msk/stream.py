@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 from time import perf_counter
 
 import torch
@@ -168,7 +169,7 @@ class Stream:
         self.seed = self.seed if seed is None else seed
         self.index, self._took = 0, {}
         self._roll = Roll(self.kit.dit, self._read(self.prompt), self.config)
-        self._guide()
+        self._roll.guided = self._guided(self._scales)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._seen = None                       # the decoder's past
         self._origins: dict[int, Tensor] = {}   # by id: where in the picture each track began
@@ -185,16 +186,24 @@ class Stream:
     def tune(self, sink: int | None = None, window: int | None = None, text_scale: float | None = None,
              motion_scale: float | None = None) -> None:
         """From the next chunk on: what is remembered (with a budget, `window` is the budget), and guidance on top of what
-        the student learned (0 and 0: none; else up to three passes for one). What is not given stays as it is."""
-        sink = self.config.sink if sink is None else sink
+        the student learned. What is not given stays as it is; after a ValueError all does.
+
+        Scales are those of `joint_guidance`: where they sum to 0 or 1 nothing is added, for one pass a step; else there is
+        one more for each that is not 0, but none for motion where a chunk has no tracks.
+        """
         size = "budget" if self.config.budget else "window"
-        window = getattr(self.config, size) if window is None else window
-        if (sink, window) != (self.config.sink, getattr(self.config, size)):
-            self.config = replace(self.config, **{"sink": sink, size: window})
-            self._roll.resize(self.config)
-        given = text_scale, motion_scale
-        self._scales = tuple(old if new is None else new for new, old in zip(given, self._scales))
-        self._guide()
+        asked = {"sink": sink, size: window}
+        config = replace(self.config, **{name: value for name, value in asked.items() if value is not None})
+        if size == "budget" and not config.budget:
+            raise ValueError("a budget of 0 latent frames came, which would hold no chunk: use "
+                             f"{max(config.sink + config.chunk, config.first)} or more")
+        scales = tuple(old if new is None else new for new, old in zip((text_scale, motion_scale), self._scales))
+        if not all(0 <= scale < inf for scale in scales):
+            raise ValueError(f"guidance of {scales[0]} for text and {scales[1]} for motion came: use numbers from 0 on")
+        guided = self._guided(scales)                   # reads the null prompt, which may fail
+        if config != self.config:
+            self._roll.resize(config)
+        self.config, self._scales, self._roll.guided = config, scales, guided
 
     @property
     def tuning(self) -> dict:
@@ -203,9 +212,13 @@ class Stream:
         return {"sink": self.config.sink, "window": self.config.budget or self.config.window, "text_scale": text_scale,
                 "motion_scale": motion_scale}
 
-    def _guide(self) -> None:
-        dit, scales = self.kit.dit, self._scales
-        self._roll.guided = Guided(dit, self._read(""), *scales) if any(scales) else dit
+    @torch.no_grad()
+    def _guided(self, scales: tuple[float, float]):
+        """What denoises: the transformer, or it under guidance."""
+        if not any(scales):
+            return self.kit.dit
+        null = self.kit.texts([self.prompt])[1]
+        return Guided(self.kit.dit, self.kit.dit.read(null, self._clip), *scales)
 
     @torch.no_grad()
     def _read(self, prompt: str):

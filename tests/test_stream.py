@@ -365,6 +365,42 @@ def test_a_stream_that_is_tuned_goes_on_as_one_that_was_so_from_the_start(kit, c
     assert tuned.tuning == usual.tuning == {"sink": 1, "window": 1, "text_scale": 0.0, "motion_scale": 0.0}
 
 
+@pytest.mark.parametrize("how, said", [
+    (dict(window=-1), "window -1 came: use a whole number, 0 or more"), (dict(sink=1.5), "sink 1.5 came"),
+    (dict(window=3, text_scale=-1.), "guidance of -1.0 for text and 0.0 for motion came"),
+    (dict(sink=2, motion_scale=float("nan")), "use numbers from 0 on")])
+def test_what_cannot_be_tuned_to_is_refused_and_nothing_changes(kit, how, said):
+    stream, usual = Stream(kit, seed=3), Stream(kit, seed=3)
+    stream.step(), usual.step()
+    with pytest.raises(ValueError, match=said):
+        stream.tune(**how)
+    assert stream.tuning == usual.tuning and stream.config == usual.config
+    assert all(torch.equal(stream.step(), usual.step()) for _ in range(3))
+
+
+@pytest.mark.parametrize("window", [0, 2, -6])
+def test_a_budget_that_holds_no_chunk_is_refused_and_the_stream_plays_on(window):
+    kit = Kit.random(toy(PRESETS["wantrack-1.3b"]))
+    stream, usual = Stream(kit, seed=3), Stream(kit, seed=3)
+    stream.step(), usual.step()
+    with pytest.raises(ValueError, match="budget.*came|budget of 2 latent frames does not hold.*use 4 or more"):
+        stream.tune(window=window)
+    assert stream.tuning == usual.tuning and torch.equal(stream.step(), usual.step())
+
+
+@pytest.mark.parametrize("nothing", ["grey and blurred", None])
+def test_a_guided_stream_leaves_out_the_text_as_its_teacher_does(nothing):
+    """With the preset's null prompt, or zeros: as `Kit.condition` gives it to joint guidance."""
+    kit = Kit.random(replace(PRESETS["toy"], null_prompt=nothing))
+    stream = Stream(kit, "a fish", seed=3)
+    stream.tune(text_scale=4.)
+    left = kit.condition(["a fish"]).null_text
+    assert torch.equal(left, torch.zeros_like(left) if nothing is None else kit.encode_text([nothing]))
+    said = [x for pair in stream._roll.guided.null_text for kv in pair for x in kv]
+    want = [x for pair in kit.dit.read(left) for kv in pair for x in kv]
+    assert all(torch.equal(a, b) for a, b in zip(said, want, strict=True))
+
+
 def test_a_budget_is_tuned_in_latent_frames():
     kit = Kit.random(toy(PRESETS["wantrack-1.3b"]))
     stream, budget = Stream(kit), kit.preset.stream.budget
