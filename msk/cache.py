@@ -34,7 +34,7 @@ class ChunkCache:
         return [n for n, _ in self._sinks], [n for n, _ in self._recent]
 
     def anchor(self, pieces: int = 1) -> None:
-        """Of all that is remembered keep the latest pieces, as if the video had begun with them: they are the new sinks."""
+        """Of all that is remembered keep the latest pieces: they are the new sinks."""
         latest = [*self._sinks, *self._recent][-pieces:]
         self._sinks = latest[:self.sink]
         self._recent = deque(latest[self.sink:], maxlen=self.window)
@@ -76,19 +76,19 @@ class FrameCache(ChunkCache):
 
     def past(self, new: int) -> list[KV] | None:
         """What the next `new` latent frames may see."""
-        return join([kvs for _, kvs in self._sinks] + self._latest(new))
+        return join([kvs for _, kvs in (*self._sinks, *self._latest(new))])
 
     def places(self, new: int) -> tuple[int, ...]:
-        """Where the frames of `past(new)` and then the new ones stand in the video."""
-        latest = self.made - len(self._latest(new))
-        return *range(len(self._sinks)), *range(latest, self.made + new)
+        """Where the frames of `past(new)` and then the new ones stand in the video: each where it was made, as after
+        `resize` and `anchor` there may be gaps."""
+        return *(n for n, _ in (*self._sinks, *self._latest(new))), *range(self.made, self.made + new)
 
-    def _latest(self, new: int) -> list[list[KV]]:
+    def _latest(self, new: int) -> list[tuple[int, list[KV]]]:
         room = self.budget - self.sink - new
         if room < 0 and self._sinks:
             raise ValueError(f"a chunk of {new} latent frames and {self.sink} sinks do not fit a budget of {self.budget}: "
                              f"use {self.sink + new} or more")
-        return [kvs for _, kvs in self._recent][max(0, len(self._recent) - room):]
+        return list(self._recent)[max(0, len(self._recent) - room):]
 
 
 def join(pieces: list[list[KV]]) -> list[KV] | None:

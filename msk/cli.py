@@ -260,6 +260,9 @@ def run_generate(args) -> None:
     frames = args.frames or (tracks.xy.shape[1] if tracks is not None else 45)
     about = dict(msk=__version__, model=kit.name, role=kit.role, prompt=args.prompt, seed=args.seed,
                  tracks=generate.digest(tracks))
+    preset, stream = kit.preset, kit.preset.stream
+    about |= (dict(steps=preset.sample_steps, solver=preset.solver) if args.teacher
+              else dict(steps=len(stream.levels) or stream.steps))                      # of each chunk
     if tracks is not None:
         tracks = generate.onto_model(tracks, generate.said_size(args.tracks) or picture.size, kit, args.seed)
         if args.whole:

@@ -45,8 +45,10 @@ def refused(capsys, *words) -> str:
     return said
 
 
-@pytest.mark.parametrize("teacher", [[], ["--teacher"]])
-def test_generate_makes_a_clip_and_says_how(toy, tmp_path, teacher):
+@pytest.mark.parametrize("teacher, sampler", [
+    ([], {"steps": 3}), (["--teacher"], {"steps": 6, "solver": "euler"}),
+    (["--teacher", "--steps", 2, "--solver", "unipc"], {"steps": 2, "solver": "unipc"})])
+def test_generate_makes_a_clip_and_says_how(toy, tmp_path, teacher, sampler):
     out = tmp_path / "clip.webp"
     assert run("generate", "--model", toy.kit, "--image", toy.picture, "--prompt", "a fish", "--tracks", toy.tracks,
                "--frames", 14, "--seed", 3, "--out", out, *teacher) == 0
@@ -54,6 +56,7 @@ def test_generate_makes_a_clip_and_says_how(toy, tmp_path, teacher):
     assert frames.shape == (14, 3, 32, 32) and round(fps) == 24
     about = video.read_metadata(out)
     assert (about["prompt"], about["seed"], about["role"]) == ("a fish", 3, "teacher" if teacher else "student")
+    assert {name: about[name] for name in ("steps", "solver") if name in about} == sampler
 
 
 def test_the_same_seed_gives_the_same_clip_and_another_one_another(toy, tmp_path):

@@ -14,6 +14,7 @@ from msk.live.gaze import MOST_LAYERS, Gaze
 from msk.live.mirror import Mirror
 from msk.live.session import Session
 from msk.live.widget import knowing
+from msk.tracks import Tracks
 from tests.test_live import until
 
 GREY = Image.new("RGB", (64, 64), (90, 120, 150))
@@ -62,6 +63,26 @@ def test_the_shares_are_those_of_the_sink_the_window_and_the_chunk(stream, sinks
                             for q, k in last]).mean(0)[:tokens].reshape(-1, rows, columns).sum(0)
         cells = np.asarray(Image.open(io.BytesIO(base64.b64decode(seen["cells"]))))
         np.testing.assert_allclose(cells[..., 3], 255 * look / look.max(), atol=0.51)
+
+
+@pytest.mark.parametrize("drawn, passes", [(True, 3), (False, 2)])
+def test_under_guidance_it_is_the_last_pass_with_text_and_tracks_that_is_looked_at(drawn, passes, monkeypatch):
+    kit, called, attend = toy(), [], dit.attend
+    monkeypatch.setattr("msk.attention.shares.__defaults__", (None, 0, 10 ** 6))                # all queries
+    monkeypatch.setattr(dit, "attend", lambda q, k, v, mask=None, kind="self": (
+        called.append((q, k)) if kind == "self" else None, attend(q, k, v, mask, kind))[1])
+    stream, gaze, blocks = Stream(kit, "a fish", GREY, seed=1), Gaze(kit), len(kit.dit.blocks)
+    stream.tune(text_scale=3., motion_scale=2.)
+    for _ in range(2):
+        stream.settle()
+        called.clear()
+        told = Tracks.drag([[4, 4], [20, 20]], stream.frames_wanted) if drawn else None
+        with gaze(stream) as seen:
+            stream.step(told)
+    assert len(called) == stream.steps * passes * blocks and not kit.dit._forward_pre_hooks
+    sink = called[0][0].shape[1]
+    for (_, *row), (q, k) in zip(seen["layers"], called[-passes * blocks:][:blocks], strict=True):
+        assert row == pytest.approx(plain(q, k, sink), abs=1e-4)
 
 
 def test_of_many_layers_some_are_looked_at_first_and_last_among_them():

@@ -17,7 +17,8 @@ GLOW = 255, 196, 87         # of the cells that are looked at
 
 
 class Gaze:
-    """`with gaze(stream, steps) as seen:` make a chunk in so many denoising steps (None: all); of the last step it has seen
+    """`with gaze(stream, steps) as seen:` make a chunk in so many denoising steps (None: all); of the last step (guided: of
+    its pass with text and tracks) it has seen
 
         layers      [layer, sink, window, now] of some of them, first to last: shares that sum to 1, mean over heads
         cells       where in the sink the place `at` (shares of the picture) looks at the chunk's end: a picture of cells,
@@ -36,17 +37,27 @@ class Gaze:
             yield {}
             return
         stream.settle()                                         # a clean pass is none of this chunk's
-        sink, last, calls, seen = self.sink(stream), (steps or stream.steps) - 1, count(), {}
+        sink, last, seen = self.sink(stream), (steps or stream.steps) - 1, {}
+        step, level, asked, layers = -1, None, False, count()
+
+        def begin(dit, given: tuple) -> None:                   # a pass; guided, a step has more, and first the one asked for
+            nonlocal step, level, asked, layers
+            asked, level, layers = given[1] is not level, given[1], count()
+            step += asked
 
         def read(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor | None:
-            step, layer = divmod(next(calls), self.blocks)
-            if step != last or layer not in self.layers:
+            layer = next(layers)
+            if not asked or step != last or layer not in self.layers:
                 return None
             spot = looks(q[:, [self.token(*at)]], k)[0, 0, :sink] if at is not None else k.new_zeros(0)
             return torch.cat([shares(q, k, mask, sink), spot])
 
-        with capture(read=read) as found:
-            yield seen
+        hook = stream.kit.dit.register_forward_pre_hook(begin)
+        try:
+            with capture(read=read) as found:
+                yield seen
+        finally:
+            hook.remove()
         found = [one for one in found if one is not None]
         if found:                                               # a mirror has no attention
             found = torch.stack(found).cpu()
