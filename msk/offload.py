@@ -25,16 +25,25 @@ def working(preset: Preset, each: int = 2) -> int:
     return (2 * 2 * c.layers * held * tokens * c.dim + s.chunk * tokens * (4 * c.dim + 2 * c.ffn_dim)) * each
 
 
+def asked(layers: int) -> int | None:
+    """How many of so many blocks are to wait, as $MSK_OFFLOAD says; None where it says nothing."""
+    said = os.environ.get("MSK_OFFLOAD", "")
+    if not said:
+        return None
+    if not said.isdecimal() or int(said) in (1, 2) or int(said) > layers:
+        more = f", or 3 to {layers} blocks, as two have places on the device" if layers > 2 else f": there are {layers} blocks"
+        raise ValueError(f"MSK_OFFLOAD={said}: use 0{more}")
+    return int(said)
+
+
 def wanted(kit: Kit, device: torch.device, dtype: torch.dtype) -> int:
     """How many blocks are to wait in the CPU's memory: as $MSK_OFFLOAD says, else as many as the GPU has no room for.
 
     kit: in float32, or on the meta device; nothing of it is touched.
     """
-    layers, asked = len(kit.dit.blocks), os.environ.get("MSK_OFFLOAD", "")
-    if asked:
-        if not asked.isdigit() or int(asked) > layers:
-            raise ValueError(f"MSK_OFFLOAD={asked}: use a number of blocks, 0 to {layers}")
-        return int(asked)
+    layers = len(kit.dit.blocks)
+    if (said := asked(layers)) is not None:
+        return said
     if device.type != "cuda":
         return 0
     each = dtype.itemsize

@@ -30,7 +30,7 @@ from .encoders import CLIP, UMT5, FullVAE, MixedVAE, beside, need
 from .fast import prepare
 from .kit import Kit, assets, best_dtype, device_of, known
 from .motion import TrackHead
-from .offload import lend, wanted
+from .offload import asked, lend, wanted
 from .tinyvae import TinyVAE
 from .weights import fetch, fill, read_weights, save_weights, write_whole
 
@@ -68,6 +68,7 @@ def load(name: str, role: str = "teacher", device=None, dtype: torch.dtype | Non
         known_to = [f"load({n!r}, {r!r})" for n, r in SOURCES]
         raise FileNotFoundError(f"no public address is known for the {role} of {name}: give the file or folder of its "
                                 f"weights to load, or use {', '.join(known_to)}")
+    asked(known(name).dit.layers)                       # before gigabytes come for it
     repo, files = SOURCES[name, role]
     folder = fetch(repo, revision or COMMITS.get(repo), files)
     parts = [read(folder / file.removesuffix("/*")) for file in files]
@@ -162,6 +163,7 @@ def assemble(preset: Preset, state: State, role: str, parts: Path, source: str, 
     Blocks that the GPU has no room for, or as many as MSK_OFFLOAD says, wait in the CPU's memory (see `offload`).
     """
     device = device_of(device)
+    asked(preset.dit.layers)
     known_columns = to_wan_names(state)["patch_embedding.weight"].shape[1]
     if known_columns < sum(preset.dit.channels[name] for name in preset.dit.inputs):
         preset = replace(preset, dit=replace(preset.dit, base_channels=known_columns))

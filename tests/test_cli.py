@@ -325,7 +325,7 @@ def test_a_teacher_takes_other_steps_and_another_solver(toy, tmp_path, monkeypat
 def test_blocks_that_wait_are_asked_for(monkeypatch, capsys):
     monkeypatch.setenv("MSK_OFFLOAD", "")
     words = "bench", "--model", "wan2.2-5b", "--random-weights", "--device", "cpu", "--offload"
-    assert "MSK_OFFLOAD=31: use a number of blocks, 0 to 2" in refused(capsys, *words, 31)           # of the toy's two
+    assert "MSK_OFFLOAD=31: use 0: there are 2 blocks" in refused(capsys, *words, 31)           # of the toy's two
 
 
 def test_debug_shows_where(monkeypatch):

@@ -119,9 +119,23 @@ def test_it_is_asked_for_by_name_or_by_the_memory_of_the_gpu(monkeypatch):
         assert (count == 0) == card(PRESETS["wan2.2-5b"]).fits(gigabytes) == (gigabytes == 24)
     monkeypatch.setenv("MSK_OFFLOAD", "12")
     assert wanted(kit, CPU, half) == 12
-    monkeypatch.setenv("MSK_OFFLOAD", "31")
-    with pytest.raises(ValueError, match="MSK_OFFLOAD=31: use a number of blocks, 0 to 30"):
-        wanted(kit, CPU, half)
+    for wrong in ("31", "1", "2", "-3", "all", "\N{SUPERSCRIPT TWO}"):
+        monkeypatch.setenv("MSK_OFFLOAD", wrong)
+        with pytest.raises(ValueError, match=f"MSK_OFFLOAD={wrong}: use 0, or 3 to 30 blocks"):
+            wanted(kit, CPU, half)
+
+
+def test_a_wrong_number_is_told_before_anything_is_fetched_or_built(monkeypatch, tmp_path):
+    from msk import load, wan
+    unwanted = lambda *_, **__: pytest.fail("fetched or built")
+    monkeypatch.setattr(wan, "fetch", unwanted)
+    monkeypatch.setenv("MSK_OFFLOAD", "2")
+    with pytest.raises(ValueError, match="MSK_OFFLOAD=2: use 0, or 3 to 30 blocks"):
+        load("wantrack-1.3b", device="cpu")
+    wan.export(drawn(4), tmp_path)
+    monkeypatch.setattr(wan, "DiT", unwanted)
+    with pytest.raises(ValueError, match="MSK_OFFLOAD=2: use 0, or 3 to 4 blocks"):
+        load(tmp_path, device="cpu")
 
 
 def test_what_a_stream_works_with_is_counted():

@@ -32,6 +32,32 @@ def test_a_row_that_fails_is_made_again_and_the_others_are_not(tmp_path, monkeyp
     assert asked[-1] == ["--model", "wan2.1-1.3b", "--random-weights", "--device", "cpu", "--chunks", "60"]
 
 
+def test_a_row_that_fails_again_and_again_keeps_none_from_its_turn(tmp_path, monkeypatch):
+    """Time for two rows a call; the first two always fail. With them first, the others would never come."""
+    clock, asked = [0.], []
+
+    def one(words, seconds):
+        clock[0] += 240
+        asked.append(words[1])
+        return {"error": "out of time"} if words[1] in "ab" else dict(FIGURES)
+
+    monkeypatch.setattr(rows, "one", one)
+    monkeypatch.setattr(rows, "monotonic", lambda: clock[0])
+    some = {name: (["--model", name], 0) for name in "abcde"}
+    for _ in range(4):
+        made = rows.run(tmp_path / "rows.json", 500, "cuda", rows=some, quiet=True)
+    assert asked == [*"ab", *"cd", *"ea", *"ba"] and list(made) == [*"abcde"]
+    assert [made[name].get("failed") for name in "abc"] == [3, 2, None]
+
+
+def test_on_a_cpu_nothing_waits_and_all_other_words_stay(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(rows, "one", lambda words, seconds: asked.append(words) or dict(FIGURES))
+    some = {"a": (["--model", "wan2.2-5b", "--offload", "4", "--fast", "--no-clean"], 0)}
+    rows.run(tmp_path / "rows.json", 60, "cpu", rows=some, quiet=True)
+    assert asked == [["--model", "wan2.2-5b", "--no-clean", "--random-weights", "--device", "cpu", "--chunks", "60"]]
+
+
 def test_two_thousand_chunks_have_a_call_to_themselves(tmp_path, monkeypatch, capsys):
     """On a CPU at toy size, where nothing is compiled and nothing waits."""
     asked = []
