@@ -164,9 +164,9 @@ def opened(model: str | Kit, random_weights: bool, device, seed: int, role: str 
     preset, device = known(model), device_of(device)
     if device.type == "cpu" and preset.text is None:
         preset = toy(preset)
-    with torch.device("meta"):
-        outside = wanted(Kit.random(stream(preset)), device, best_dtype(device))
-    kit = random_kit(stream(preset), torch.device("cpu") if outside else device, seed)
+    kit = blank(stream(preset), seed)
+    outside = wanted(kit, device, best_dtype(device))
+    drawn(kit, torch.device("cpu") if outside else device, seed)
     exact = None
     if probed and kit.device.type == device.type:
         try:
@@ -180,12 +180,22 @@ def opened(model: str | Kit, random_weights: bool, device, seed: int, role: str 
 
 def random_kit(preset: Preset, device: torch.device, seed: int = 0) -> Kit:
     """A kit at full size, made in place: no weight is zero, and numbers keep their size on the way. In float32."""
+    return drawn(blank(preset, seed), device, seed)
+
+
+def blank(preset: Preset, seed: int = 0) -> Kit:
+    """A kit on the meta device, of sizes without weights, and with what stands for the large encoders."""
     with torch.device("meta"):
         kit = Kit.random(preset)
     if preset.text is None:
         kit.text = Features(512, preset.dit.text_dim, seed)
     if preset.dit.clip_dim and not preset.dit.text_split:
         kit.clip = Features(257, preset.dit.clip_dim, seed)
+    return kit
+
+
+def drawn(kit: Kit, device: torch.device, seed: int) -> Kit:
+    """Every weight of a kit made on this device, in place."""
     generator = torch.Generator(device).manual_seed(seed)
     for module in kit.modules().values():
         module.to_empty(device=device)

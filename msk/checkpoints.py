@@ -5,6 +5,7 @@ Our modules bear Wan's own names, so most of this is renaming, and refusing what
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -50,6 +51,33 @@ _BLOCK_NAMES = [
         ("v_img", "add_v_proj", "add_v_proj"), ("norm_k_img", "norm_added_k", "norm_added_k"))),
 ]
 WAN, DIFFUSERS, FASTVIDEO = range(3)
+# Wan2.2_VAE.pth's, and diffusers': stages hold layers, the last of them changes the size.
+_NEWER_VAE_NAMES = [
+    (r"(down|up)samples\.(\d)\.\1samples\.\d\.(resample|time_conv)\.", r"\1_blocks.\2.\1sampler.\3."),
+    (r"(down|up)samples\.(\d)\.\1samples\.(\d)\.", r"\1_blocks.\2.resnets.\3."),
+    (r"middle\.1\.", "mid_block.attentions.0."), (r"middle\.0\.", "mid_block.resnets.0."),
+    (r"middle\.2\.", "mid_block.resnets.1."), (r"residual\.0\.", "norm1."), (r"residual\.2\.", "conv1."),
+    (r"residual\.3\.", "norm2."), (r"residual\.6\.", "conv2."), (r"shortcut\.", "conv_shortcut."),
+    (r"coder\.conv1\.", "coder.conv_in."), (r"head\.0\.", "norm_out."), (r"head\.2\.", "conv_out."),
+    (r"^conv1\.", "quant_conv."), (r"^conv2\.", "post_quant_conv."),
+]
+# Of Wan's own umT5 file, and transformers': what stands alone, and in each block.
+_UMT5_NAMES = {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}
+_UMT5_BLOCK_NAMES = {
+    "norm1": "layer.0.layer_norm", "norm2": "layer.1.layer_norm", "ffn.gate.0": "layer.1.DenseReluDense.wi_0",
+    "ffn.fc1": "layer.1.DenseReluDense.wi_1", "ffn.fc2": "layer.1.DenseReluDense.wo",
+    "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
+    **{f"attn.{x}": f"layer.0.SelfAttention.{x}" for x in "qkvo"},
+}
+# Of the half that sees in Wan's own CLIP file, and transformers'.
+_CLIP_NAMES = {
+    "cls_embedding": "embeddings.class_embedding", "pos_embedding": "embeddings.position_embedding.weight",
+    "patch_embedding": "embeddings.patch_embedding", "pre_norm": "pre_layrnorm", "post_norm": "post_layernorm",
+}
+_CLIP_BLOCK_NAMES = {
+    "norm1": "layer_norm1", "norm2": "layer_norm2", "attn.proj": "self_attn.out_proj", "mlp.0": "mlp.fc1",
+    "mlp.2": "mlp.fc2",
+}
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 _STUDENT = "roles.student.transformer."      # FastVideo's trainer, beside optimizers and other roles
 _PREFIXES = ("module.", "model.", "diffusion_model.")          # the last is ComfyUI's
@@ -94,6 +122,46 @@ def to_wan_names(state: State) -> State:
 
 def to_diffusers_names(state: State) -> State:
     return rename(state, DIFFUSERS)
+
+
+def newer_vae_name(name: str) -> str:
+    """A name in Wan2.2_VAE.pth as diffusers has it."""
+    for was, now in _NEWER_VAE_NAMES:
+        name = re.sub(was, now, name)
+    return name
+
+
+def umt5_state(state: State) -> State:
+    """Wan's own umT5 under transformers' names."""
+    renamed = {}
+    for name, x in state.items():
+        block, number, rest = (name.split(".", 2) + ["", ""])[:3]
+        if block == "blocks" and (now := _UMT5_BLOCK_NAMES.get(rest.removesuffix(".weight"))):
+            name = f"encoder.block.{number}.{now}.weight"
+        renamed[_UMT5_NAMES.get(name, name)] = x
+    return renamed
+
+
+def clip_vision_state(state: State) -> State:
+    """Of Wan's own CLIP what sees, under transformers' names and in float32, without the last projection."""
+    renamed = {}
+    for name, x in state.items():
+        part, _, name = name.partition(".")
+        if part != "visual" or name == "head":
+            continue
+        x = x.float()
+        if not name.startswith("transformer."):
+            first, dot, rest = name.partition(".")
+            renamed[_CLIP_NAMES.get(first, first) + dot + rest] = x.flatten() if first == "cls_embedding" else x.squeeze(0)
+            continue
+        _, number, rest = name.split(".", 2)
+        what, of = rest.rsplit(".", 1)
+        block = f"encoder.layers.{number}"
+        if what == "attn.to_qkv":
+            renamed |= {f"{block}.self_attn.{one}_proj.{of}": own for one, own in zip("qkv", x.chunk(3))}
+        else:
+            renamed[f"{block}.{_CLIP_BLOCK_NAMES.get(what, what)}.{of}"] = x
+    return renamed
 
 
 # files

@@ -82,6 +82,16 @@ class DiTConfig:
         return {"noise": self.latent_channels, "mask": self.mask_channels, "image": self.image_channels,
                 "motion": self.motion_channels}
 
+    @property
+    def patch_volume(self) -> int:
+        """Latent cells in a token."""
+        return prod(self.patch)
+
+    def token_grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
+        """Latent rows and columns -> those of tokens."""
+        (h, w), (_, ph, pw) = latent_size, self.patch
+        return h // ph, w // pw
+
     def __post_init__(self):
         if self.image_frames not in IMAGE_FRAMES:
             raise ValueError(f"image_frames {self.image_frames!r} is not known: use {', '.join(IMAGE_FRAMES)}")

@@ -1,7 +1,6 @@
 """One video transformer. Teacher: no mask. Student: a mask in training, a past when streaming."""
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -150,7 +149,7 @@ class Head(nn.Module):
     def __init__(self, c: DiTConfig):
         super().__init__()
         self.norm = LayerNorm(c.dim, c.eps, elementwise_affine=False)
-        self.head = nn.Linear(c.dim, c.latent_channels * math.prod(c.patch))
+        self.head = nn.Linear(c.dim, c.latent_channels * c.patch_volume)
         self.modulation = nn.Parameter(torch.randn(1, 2, c.dim) / c.dim**0.5)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -195,7 +194,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.head = Head(c)
         if c.pull >= 0:
-            self.gate = nn.Linear(c.dim, 2 * math.prod(c.patch))
+            self.gate = nn.Linear(c.dim, 2 * c.patch_volume)
         self.checkpoint = False         # True: recompute each block in the backward pass, to save memory
         self.reset()
 
@@ -266,8 +265,8 @@ class DiT(nn.Module):
 
     def placed(self, past: list[KV], size: tuple[int, int], places: Places = None) -> list[Placed]:
         """The past of chunks whose latents are of this (h, w), for several passes: its keys are turned once, here."""
-        (h, w), (_, ph, pw) = size, self.config.patch
-        return [placed(pair, h // ph, w // pw, places) for pair in past]
+        rows, columns = self.config.token_grid(size)
+        return [placed(pair, rows, columns, places) for pair in past]
 
     def remember(self, latents: Tensor, text: Tensor | list, motion: Tensor | None = None, image: Tensor | None = None, *,
                  past: list[KV] | None = None, clip: Tensor | None = None, places: Places = None) -> list[KV]:
@@ -335,7 +334,7 @@ class DiT(nn.Module):
         pt, ph, pw = self.config.patch
         weight = self.patch_embedding.weight
         x = rearrange(torch.cat(parts, dim=2), "b (f p) c (h q) (w r) -> b f (h w) (c p q r)", p=pt, q=ph, r=pw)
-        x, weight, base = x.to(weight.dtype), weight.flatten(1), self.config.base_channels * pt * ph * pw
+        x, weight, base = x.to(weight.dtype), weight.flatten(1), self.config.base_channels * self.config.patch_volume
         if base:
             x = (F.linear(x[..., :base].contiguous(), weight[:, :base].contiguous(), self.patch_embedding.bias)
                  + F.linear(x[..., base:], weight[:, base:]))

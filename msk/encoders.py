@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import threading
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoints import read
+from .checkpoints import clip_vision_state, newer_vae_name, read, umt5_state
 from .kit import best_dtype, memory_gib
 from .tinyvae import TinyVAE
 from .weights import fetch, fill, read_weights, save_weights
@@ -46,7 +45,7 @@ class FullVAE(nn.Module):
         from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
         state, more = read(place), {}
         if any(name.startswith("encoder.downsamples.0.downsamples.") for name in state):
-            state = {newer_name(name): x for name, x in state.items()}
+            state = {newer_vae_name(name): x for name, x in state.items()}
             more = dict(decoder_base_dim=state["decoder.conv_out.weight"].shape[1], is_residual=True, patch_size=2,
                         in_channels=12, out_channels=12, scale_factor_spatial=16, temperal_downsample=[False, True, True],
                         latents_mean=NEWER_MEAN, latents_std=NEWER_STD)
@@ -89,19 +88,6 @@ NEWER_STD = [0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8
              0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
              0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
              0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744]
-
-
-def newer_name(name: str) -> str:
-    """A name in Wan2.2_VAE.pth as diffusers has it: stages hold layers, the last of them changes the size."""
-    for was, now in ((r"(down|up)samples\.(\d)\.\1samples\.\d\.(resample|time_conv)\.", r"\1_blocks.\2.\1sampler.\3."),
-                     (r"(down|up)samples\.(\d)\.\1samples\.(\d)\.", r"\1_blocks.\2.resnets.\3."),
-                     (r"middle\.1\.", "mid_block.attentions.0."), (r"middle\.0\.", "mid_block.resnets.0."),
-                     (r"middle\.2\.", "mid_block.resnets.1."), (r"residual\.0\.", "norm1."), (r"residual\.2\.", "conv1."),
-                     (r"residual\.3\.", "norm2."), (r"residual\.6\.", "conv2."), (r"shortcut\.", "conv_shortcut."),
-                     (r"coder\.conv1\.", "coder.conv_in."), (r"head\.0\.", "norm_out."), (r"head\.2\.", "conv_out."),
-                     (r"^conv1\.", "quant_conv."), (r"^conv2\.", "post_quant_conv.")):
-        name = re.sub(was, now, name)
-    return name
 
 
 class MixedVAE(nn.Module):
@@ -185,22 +171,15 @@ class UMT5(nn.Module):
 def own_umt5(file: Path) -> nn.Module:
     """Wan's own file of umT5's encoder as transformers' model; its sizes are those of the weights."""
     transformers, state = need("transformers"), read(file)
-    names = {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}
-    inside = {"norm1": "layer.0.layer_norm", "norm2": "layer.1.layer_norm", "ffn.gate.0": "layer.1.DenseReluDense.wi_0",
-              "ffn.fc1": "layer.1.DenseReluDense.wi_1", "ffn.fc2": "layer.1.DenseReluDense.wo",
-              "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
-              **{f"attn.{x}": f"layer.0.SelfAttention.{x}" for x in "qkvo"}}
-    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    for i in range(blocks):
-        names |= {f"blocks.{i}.{was}.weight": f"encoder.block.{i}.{now}.weight" for was, now in inside.items()}
     buckets, heads = state["blocks.0.pos_embedding.embedding.weight"].shape
     (vocabulary, width), (inner, _) = state["token_embedding.weight"].shape, state["blocks.0.attn.q.weight"].shape
+    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     config = transformers.UMT5Config(vocab_size=vocabulary, d_model=width, d_kv=inner // heads, num_heads=heads,
                                      d_ff=len(state["blocks.0.ffn.fc1.weight"]), num_layers=blocks,
                                      relative_attention_num_buckets=buckets)
     with torch.device("meta"):
         encoder = transformers.UMT5EncoderModel(config)
-    state = {names.get(name, name): x for name, x in state.items()}
+    state = umt5_state(state)
     fill(encoder, {**state, "encoder.embed_tokens.weight": state["shared.weight"]}, str(file))
     return encoder
 
@@ -249,30 +228,12 @@ class CLIP(nn.Module):
 def own_clip(file: Path) -> nn.Module:
     """The half of Wan's own CLIP file that sees, as transformers' model; the half that reads is left aside, and so is the
     last projection, which nobody asks for."""
-    transformers, layers = need("transformers"), {}
-    for name, x in read(file).items():
-        part, _, name = name.partition(".")
-        if part == "visual" and name != "head":
-            layers[name] = x.float()
-    names = {"cls_embedding": "embeddings.class_embedding", "pos_embedding": "embeddings.position_embedding.weight",
-             "patch_embedding": "embeddings.patch_embedding", "pre_norm": "pre_layrnorm", "post_norm": "post_layernorm"}
-    inside = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attn.proj": "self_attn.out_proj", "mlp.0": "mlp.fc1",
-              "mlp.2": "mlp.fc2"}
-    width, _, patch, _ = layers["patch_embedding.weight"].shape
-    places, blocks, state = layers["pos_embedding"].shape[-2], 0, {}
-    for name, x in layers.items():
-        if not name.startswith("transformer."):
-            first, dot, rest = name.partition(".")
-            state[names.get(first, first) + dot + rest] = x.flatten() if first == "cls_embedding" else x.squeeze(0)
-            continue
-        _, i, rest = name.split(".", 2)
-        blocks, (what, of) = max(blocks, int(i) + 1), rest.rsplit(".", 1)
-        if what == "attn.to_qkv":
-            state |= {f"encoder.layers.{i}.self_attn.{part}_proj.{of}": own for part, own in zip("qkv", x.chunk(3))}
-        else:
-            state[f"encoder.layers.{i}.{inside.get(what, what)}.{of}"] = x
+    transformers, state = need("transformers"), clip_vision_state(read(file))
+    width, _, patch, _ = state["embeddings.patch_embedding.weight"].shape
+    places = len(state["embeddings.position_embedding.weight"])
+    blocks = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers."))
     config = transformers.CLIPVisionConfig(
-        hidden_size=width, intermediate_size=len(layers["transformer.0.mlp.0.weight"]), num_hidden_layers=blocks,
+        hidden_size=width, intermediate_size=len(state["encoder.layers.0.mlp.fc1.weight"]), num_hidden_layers=blocks,
         num_attention_heads=width // 80, image_size=patch * round((places - 1) ** 0.5), patch_size=patch, hidden_act="gelu")
     with torch.device("meta"):
         encoder = transformers.CLIPVisionModel(config)

@@ -5,6 +5,7 @@ Nothing else knows of it. The plain path stays as it is, and is what every row o
 from __future__ import annotations
 
 import os
+from math import prod
 from pathlib import Path
 
 import torch
@@ -50,8 +51,8 @@ def prepare(kit: Kit, compiler: str | None = "inductor", fp8: bool = False, cloc
 
 def sizes(kit: Kit) -> tuple[int, int, int, int]:
     """Of self-attention in the steady state: queries, keys (tokens), heads, channels of a head."""
-    c, s, (h, w) = kit.dit.config, kit.preset.stream, kit.geometry.latent_size
-    each = h // c.patch[1] * (w // c.patch[2])
+    c, s = kit.dit.config, kit.preset.stream
+    each = prod(c.token_grid(kit.geometry.latent_size))
     return s.chunk * each, (s.budget or s.chunk * (s.sink + s.window + 1)) * each, c.heads, c.dim // c.heads
 
 

@@ -106,16 +106,15 @@ def offer(name: str, device=None) -> Offer:
 def card(preset: Preset) -> Card:
     """What a preset asks of a machine, in bf16 for Wan's sizes and float32 for the small ones. Nothing is loaded."""
     with torch.device("meta"):
-        head, vae = TrackHead(preset.tracks, preset.geometry), TinyVAE(preset.vae)
-    parameters = count(preset.dit) + sum(p.numel() for p in head.parameters())
+        parts = TrackHead(preset.tracks, preset.geometry), TinyVAE(preset.vae), Block(preset.dit)
+    head, vae, block = (sum(p.numel() for p in part.parameters()) for part in parts)
+    parameters = count(preset.dit) + head
     c, big = preset.dit, preset.text is None
     each = 2 if big else 4                                              # bytes
-    weights = parameters * each + sum(p.numel() for p in vae.parameters()) * each
+    weights = (parameters + vae) * each
     outside = UMT5_GIB + WAN_VAE_GIB.get(c.latent_channels, 0) + (CLIP_GIB if c.clip_dim else 0) if big else 0
-    with torch.device("meta"):
-        blocks = (c.layers - 2) * sum(p.numel() for p in Block(c).parameters()) * each
     memory = weights + working(preset, each)
-    return Card(preset.name, parameters, memory / 2**30, (memory - blocks) / 2**30,
+    return Card(preset.name, parameters, memory / 2**30, (memory - (c.layers - 2) * block * each) / 2**30,
                 weights * 4 / each / 2**30 + outside, preset.licence, big, preset.repo)
 
 
@@ -136,8 +135,8 @@ def flops(preset: Preset, held: int | None = None) -> int:
 
     held: latent frames remembered, by default as many as the stream keeps. Keys and values of the words are read before.
     """
-    c, s, (h, w) = preset.dit, preset.stream, preset.geometry.latent_size
-    rows, columns = h // c.patch[1], w // c.patch[2]
+    c, s = preset.dit, preset.stream
+    rows, columns = c.token_grid(preset.geometry.latent_size)
     held = (s.budget - s.chunk if s.budget else s.chunk * (s.sink + s.window)) if held is None else held
     with torch.device("meta"), torch.no_grad():
         block, zeros = Block(c), lambda *size: torch.zeros(1, *size, c.dim)

@@ -20,7 +20,7 @@ def working(preset: Preset, each: int = 2) -> int:
     Keys and values count twice, in the cache and in the past that is made of it for a chunk.
     """
     c, s, (h, w) = preset.dit, preset.stream, preset.geometry.latent_size
-    tokens = h * w // (c.patch[0] * c.patch[1] * c.patch[2])            # of one latent frame
+    tokens = h * w // c.patch_volume                                    # of one latent frame
     held = s.budget or s.chunk * (s.sink + s.window)                    # latent frames remembered
     return (2 * 2 * c.layers * held * tokens * c.dim + s.chunk * tokens * (4 * c.dim + 2 * c.ffn_dim)) * each
 
@@ -31,7 +31,7 @@ def asked(layers: int) -> int | None:
     if not said:
         return None
     if not said.isdecimal() or int(said) in (1, 2) or int(said) > layers:
-        more = f", or 3 to {layers} blocks, as two have places on the device" if layers > 2 else f": there are {layers} blocks"
+        more = f", or 3 to {layers} blocks: two have places on the device" if layers > 2 else f": there are {layers} blocks"
         raise ValueError(f"MSK_OFFLOAD={said}: use 0{more}")
     return int(said)
 

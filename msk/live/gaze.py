@@ -26,10 +26,10 @@ class Gaze:
     """
 
     def __init__(self, kit):
-        c, (h, w) = kit.dit.config, kit.geometry.latent_size
-        self.blocks, self.rows, self.columns = len(kit.dit.blocks), h // c.patch[1], w // c.patch[2]
-        some = min(self.blocks, MOST_LAYERS)
-        self.layers = [round(i * (self.blocks - 1) / max(1, some - 1)) for i in range(some)]
+        self.rows, self.columns = kit.dit.config.token_grid(kit.geometry.latent_size)
+        blocks = len(kit.dit.blocks)
+        some = min(blocks, MOST_LAYERS)
+        self.layers = [round(i * (blocks - 1) / max(1, some - 1)) for i in range(some)]
 
     @contextmanager
     def __call__(self, stream, steps: int | None = None, at: tuple[float, float] | None = None) -> Iterator[dict]:
@@ -40,7 +40,7 @@ class Gaze:
         sink, last, seen = self.sink(stream), (steps or stream.steps) - 1, {}
         step, level, asked, layers = -1, None, False, count()
 
-        def begin(dit, given: tuple) -> None:                   # a pass; guided, a step has more, and first the one asked for
+        def begin(dit, given: tuple) -> None:                   # a pass; guided, a step has more, first the one asked for
             nonlocal step, level, asked, layers
             asked, level, layers = given[1] is not level, given[1], count()
             step += asked

@@ -74,8 +74,8 @@ def ode_loss(student, paths: Trajectories, config: StreamConfig, generator: torc
     sigmas = torch.tensor([*schedule(config.steps, config.time_shift), 0.], device=device)
     t = sigmas[level]
     x = torch.gather(paths.latents, 1, level[:, None, :, None, None, None].expand(-1, 1, *paths.latents.shape[2:]))[:, 0]
-    h, w = (n // p for n, p in zip(x.shape[-2:], student.config.patch[1:]))
-    mask = chunk_mask(f, h * w, config.chunk, sink, window, device=device)
+    rows, columns = student.config.token_grid(x.shape[-2:])
+    mask = chunk_mask(f, rows * columns, config.chunk, sink, window, device=device)
     x0 = to_x0(x, student(x, t, paths.text, paths.motion, paths.image, mask=mask).float(), t)
     counts = (t > 0).float()
     error = (x0 - paths.latents[:, -1]).square() * like(counts, x0)

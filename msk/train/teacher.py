@@ -29,7 +29,7 @@ def seek_ids(models: Teacher, tracks: Tracks, blocks: int = 1, heads: int = 2, l
     own = models.track_head.config.channels                             # the ids' part of the map; the rest is carried
     drawn = models.track_head(tracks)[:, :, :own]
     models.track_head.convs[-1].weight.mul_(loud / drawn[drawn.abs().sum(2, keepdim=True).expand_as(drawn) > 0].std())
-    volume = c.patch[0] * c.patch[1] * c.patch[2]
+    volume = c.patch_volume
     p = dit.patch_embedding.weight.flatten(1)                                                       # [dim, inputs * volume]
     gram = p.T @ p
     read = torch.linalg.solve(gram + gram.diagonal().mean() * torch.eye(len(gram)).to(gram), p.T)   # inputs from tokens
