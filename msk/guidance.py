@@ -40,7 +40,7 @@ def joint_guidance(dit, latents: Tensor, t: Tensor, cond: Condition, text_scale:
         motion_scale = 0.
         if not text_scale:
             return velocity(cond)
-    if together and text_scale and motion_scale and cond.motion is not None:
+    if together and text_scale and motion_scale:
         thrice = lambda x: None if x is None else torch.cat([x] * 3)
         text = torch.cat([cond.text, cond.null_text, cond.text])
         motion = torch.cat([cond.motion, cond.motion, torch.zeros_like(cond.motion)])

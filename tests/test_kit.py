@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -229,3 +230,10 @@ def test_a_push_uploads_the_whole_folder(monkeypatch):
     assert Kit.random("toy").push_to_hub("someone/moves", private=True).endswith("someone/moves/commit/1")
     assert seen["repo"] == ("someone/moves", True, True)
     assert {"config.json", "student.safetensors", "vae.safetensors"} <= set(seen["files"])
+
+
+def test_a_size_of_no_whole_tokens_is_told_before_anything_is_built():
+    """Whole latent cells it has, but a token is two of them wide."""
+    narrow = replace(PRESETS["toy"], geometry=replace(PRESETS["toy"].geometry, width=56))
+    with pytest.raises(ValueError, match="toy at 32 x 56 pixels has 4 x 7 latent cells.*use multiples of 16 and 16 pixels"):
+        Kit.random(narrow)
