@@ -337,8 +337,8 @@ def _modules(preset: Preset) -> tuple[DiT, nn.Module, nn.Module, nn.Module | Non
                          f"its geometry {preset.geometry.stride}, {preset.geometry.time_stride}: change one of them")
     g, (h, w), (_, ph, pw) = preset.geometry, preset.geometry.latent_size, preset.dit.patch
     if h % ph or w % pw:
-        raise ValueError(f"{preset.name} at {g.height} x {g.width} pixels has {h} x {w} latent cells, which are no whole tokens "
-                         f"of {ph} x {pw}: use multiples of {ph * g.stride} and {pw * g.stride} pixels")
+        raise ValueError(f"{preset.name} at {g.height} x {g.width} pixels has {h} x {w} latent cells, which are no whole "
+                         f"tokens of {ph} x {pw}: use multiples of {ph * g.stride} and {pw * g.stride} pixels")
     drawn = preset.tracks.width(preset.geometry.time_stride)
     if preset.dit.motion_channels not in (0, drawn):
         raise ValueError(f"the transformer of {preset.name} reads {preset.dit.motion_channels} channels of motion, but its "

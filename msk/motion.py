@@ -100,6 +100,12 @@ def fill_in(x: Tensor, known: Tensor) -> Tensor:
     return torch.where(known, x, around)
 
 
+def apart(a: Tensor, b: Tensor) -> Tensor:
+    """Distances between points, [..., M, 2] and [..., N, 2] -> [..., M, N]: each by itself, as torch's shortcut for many (by
+    products) loses digits where coordinates are large, and most of them in TF32."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 @torch.no_grad()
 def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple[Tensor, Tensor]:
     """The given picture as its tracks move it: picture [B, 3, H, W] -> frames [B, T, 3, H, W], and near [B, T, H/4, W/4].
@@ -128,18 +134,18 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
         distance, way = torch.ones_like(gone, dtype=torch.float), centres.new_zeros(t, len(centres), 2)
         if n:
             began = origin[i].float().nan_to_num(1e4)
-            apart = torch.cdist(began, began).fill_diagonal_(torch.inf).amin(dim=1).clamp(reach, 2 * reach)     # [N]
-            distance, who = torch.cdist(centres.expand(t, -1, -1), xy[i]).min(dim=-1)               # [T, M]
-            distance = distance / apart[who]
+            spans = apart(began, began).fill_diagonal_(torch.inf).amin(dim=1).clamp(reach, 2 * reach)           # [N]
+            distance, who = apart(centres.expand(t, -1, -1), xy[i]).min(dim=-1)                     # [T, M]
+            distance = distance / spans[who]
             with_it = distance < 1
             way = went[i].gather(1, who[..., None].expand(-1, -1, 2)) * with_it[..., None]
             column, row = ((centres - way) / block).long().unbind(-1)
             shown = row.clamp(0, len(y) - 1) * len(x) + column.clamp(0, len(x) - 1)     # [T, M]: which block of the picture
-            away, whose = torch.cdist(centres, began).min(dim=-1)                                   # [M]
+            away, whose = apart(centres, began).min(dim=-1)                                         # [M]
             theirs = whose[shown]
             left = (went[i].gather(1, theirs[..., None].expand(-1, -1, 2)) - way).norm(dim=-1)
             were = torch.where(with_it, (began[theirs] - began[who]).norm(dim=-1), away[shown])
-            gone = (left > were.clamp_min(block)) & placed[i].gather(1, theirs) & (away < apart[whose])[shown]
+            gone = (left > were.clamp_min(block)) & placed[i].gather(1, theirs) & (away < spans[whose])[shown]
             gone &= ~gone.all(dim=1, keepdim=True)                          # with nothing around, what was there has to do
         source = torch.stack([columns, rows], dim=-1) - pixels(way)                                 # [T, H, W, 2]
         source = torch.stack([source[..., 0] * 2 / width - 1, source[..., 1] * 2 / height - 1], dim=-1)     # in [-1, 1]

@@ -286,6 +286,14 @@ def test_a_track_that_is_alone_reaches_twice_as_far_as_one_with_a_neighbour():
     assert reached == [8, 5]                        # blocks of four pixels in its row, the left edge cut off
 
 
+def test_in_a_large_picture_of_many_tracks_distances_keep_their_digits(close):
+    """Tracks a tenth of a pixel beside the centre of every eighth block, each reaching twice 12 pixels."""
+    y, x = torch.meshgrid(torch.arange(2., 480, 32), torch.arange(2.1, 832, 32), indexing="ij")
+    tracks = Tracks.of(torch.stack([x, y], dim=-1).flatten(0, 1)[None, None])
+    _, near = warp(tracks, torch.zeros(1, 3, 480, 832), 12.)
+    close(near[0, 0, ::8, ::8], torch.full((15, 26), 1 - .1 / 24), atol=1e-5)
+
+
 def test_half_a_pixel_is_half_a_pixel(close):
     ramp = (torch.arange(48) / 48).expand(1, 3, 32, 48)
     tracks = Tracks.grid(G, 8, frames=2)
