@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -195,7 +195,8 @@ class Kit:
         for name, module in self.modules().items():
             if isinstance(module, (DiT, TrackHead, TinyVAE, TextEncoder, Finish)):  # what came from outside stays there
                 save_weights(module.state_dict(), folder / f"{name}.safetensors")
-        write_whole(folder / "config.json", json.dumps(self.preset.to_dict(), indent=2).encode() + b"\n")
+        preset = self.preset if self.finish is not None else replace(self.preset, finish=0)     # one that lies there is not its
+        write_whole(folder / "config.json", json.dumps(preset.to_dict(), indent=2).encode() + b"\n")
         return folder
 
     @staticmethod

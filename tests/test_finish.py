@@ -140,3 +140,10 @@ def test_the_shipped_finish_brings_a_drag_nearer_to_the_truth_and_sharper():
     psnr = {name: evaluate.psnr(x, shot.truth)[0, 1:].mean() for name, x in made.items()}
     sharp = {name: hands.sharpness(x).mean() / hands.sharpness(shot.truth).mean() for name, x in made.items()}
     assert psnr["finished"] > psnr["decoded"] + .5 and sharp["decoded"] < sharp["finished"] < 1.2
+
+
+def test_a_kit_saved_without_a_finish_where_one_lies_is_opened_without(kit, tmp_path):
+    kit.save(tmp_path)
+    assert load(tmp_path).finish is not None
+    replace(kit, finish=None).save(tmp_path)
+    assert load(tmp_path).finish is None
