@@ -195,7 +195,7 @@ class Kit:
         for name, module in self.modules().items():
             if isinstance(module, (DiT, TrackHead, TinyVAE, TextEncoder, Finish)):  # what came from outside stays there
                 save_weights(module.state_dict(), folder / f"{name}.safetensors")
-        preset = self.preset if self.finish is not None else replace(self.preset, finish=0)     # one that lies there is not its
+        preset = self.preset if self.finish is not None else replace(self.preset, finish=0)     # one may lie there
         write_whole(folder / "config.json", json.dumps(preset.to_dict(), indent=2).encode() + b"\n")
         return folder
 
