@@ -790,8 +790,15 @@ function mountStage(el, host) {
   }
 
   function turnPin(id) {
+    catchThem([id]);
     choose([id]);
     say({ type: "pin", ids: [id], on: points.get(id).kind !== "pin" });
+  }
+
+  function pinThem(on) {
+    if (!chosen.size) return;
+    catchThem([...chosen]);
+    say({ type: "pin", ids: [...chosen], on });
   }
 
   // A press that moves draws a way in the hand's own time; one that does not is the first of its nodes.
@@ -844,7 +851,7 @@ function mountStage(el, host) {
 
   // A way for a point, new (null) or old.
   function lay(id, nodes, { loop = wayLoop, speed = waySpeed } = points.get(id) || {}) {
-    if (!points.has(id)) id = null;
+    if (!points.has(id)) id = null; else catchThem([id]);
     let room = 8 * hello.max_nodes;                                     // of all paths together
     for (const [other, p] of points) if (other !== id && p.nodes) room -= p.nodes.length;
     if (room < 2) return note("All paths together have as many nodes as are kept: remove one first.");
@@ -1074,8 +1081,8 @@ function mountStage(el, host) {
       for (const id of chosen) points.delete(id);
       choose([]);
     },
-    pinAll: () => chosen.size && say({ type: "pin", ids: [...chosen], on: true }),
-    freeAll: () => chosen.size && say({ type: "pin", ids: [...chosen], on: false }),
+    pinAll: () => pinThem(true),
+    freeAll: () => pinThem(false),
     finish: () => draft && finish(),
     unlay: () => { if (draft && (draft.nodes.pop(), !draft.nodes.length)) draft = null; },
     cancel: () => { draft = null; },
