@@ -215,7 +215,8 @@ class Session:
             if self.image is None:
                 raise ProtocolError("there is no picture yet: choose one, then start")
             if self.state in ("opening", "ready"):
-                self.state, self._next_due, self.touched = "playing", 0.0, time.monotonic()
+                self.state, self._next_due = "playing", 0.0
+                self.touch()
             self._tell()
 
     def stop(self) -> None:
@@ -236,7 +237,8 @@ class Session:
         with self._changed:
             if self.state == "paused":
                 self._delay(time.monotonic() - self._paused_at)
-                self.state, self.touched = "playing", time.monotonic()
+                self.state = "playing"
+                self.touch()
             self._tell()
 
     def reset(self) -> None:
@@ -339,6 +341,14 @@ class Session:
             self._take_over()
             self._tuning = self._tuning | how
             self._tell()
+
+    @property
+    def tuning(self) -> dict:
+        """What `tune` sets, as the next chunk is made; empty before there is a stream."""
+        with self._changed:
+            stream = self._stream
+            steps = {} if stream is None else {"steps": min(stream.steps, self._tuning.get("steps", stream.steps))}
+            return steps | {name: self._tuning.get(name, value) for name, value in self._usual_tuning.items()}
 
     def look(self, on: bool = True) -> None:
         """Send what the model is told, chunk by chunk."""
@@ -507,10 +517,11 @@ class Session:
     def hear(self, message: dict) -> None:
         """One message of the protocol (see protocol.py) that is about the stream."""
         kind, fields = message["type"], {k: v for k, v in message.items() if k not in ("type", "n")}
+        self.touch()
         if kind in ("recall", "load"):                  # files are read while nobody waits
             return getattr(self, f"_{kind}")(message["take"])
         with self._changed:
-            self.touched, self.heard = time.monotonic(), message.get("n", self.heard)
+            self.heard = message.get("n", self.heard)
             try:
                 if kind == "pointer":
                     self.move(message["samples"])
@@ -549,7 +560,7 @@ class Session:
             return {"type": "state", "state": self.state, "prompt": self.prompt, "seed": self.seed, "undo": undo,
                     "redo": redo, "heard": self.heard, "frames": self._index,
                     "script": sum(c["frames"] for c in self._script), "grip": self.hold.grips, "rest": self.hold.rest,
-                    "things": self._outlines(),
+                    "things": self._outlines(), "tuning": self.tuning,
                     "take": self.take.name if self.take is not None and self.take.begun else "",
                     "points": [self._as_json(p) for p in self.points.values()]}
 
@@ -795,15 +806,15 @@ class Session:
         """What belongs to a stream that has ended."""
         self._left.clear()
         self._held.clear()
-        self._script.clear()
         self.hold.reset(list(self.points.values()))
-        self._skips = False
         self._anchor, self._hold_at, self._last_points, self._left_off, self._resuming = False, None, None, None, None
 
     def _end_take(self) -> None:
         """Whatever is on its way belongs to the past; the recording will be closed, its frames are kept."""
         self._era += 1
         self._queue.clear()
+        self._script.clear()
+        self._skips = False
         self._chunk = self._index = 0
         self._next_due = 0.0
         if self.take is not None and self.take not in self._ending:
@@ -884,13 +895,15 @@ class Session:
                 self._send({"type": "note", "message": "nobody has touched the stream for a while, so it rests: "
                                                        "press Space to go on"})
                 self.pause()
-            elif self._patience() <= 0:
+            elif self._patience() == 0:
                 return "make_chunk"
         return None
 
     def _patience(self) -> float | None:
-        """Seconds the next chunk can still wait for news of the pointer."""
+        """Seconds the next chunk can still wait for news of the pointer; None: until something changes."""
         if self.state != "playing" or self._hold_at is not None:
+            return None
+        if self._stream is not None and len(self._queue) > 4 * self._stream.frames_wanted:     # recording them takes longer
             return None
         slow = sorted(self._making)[-2:]                # of eight chunks, one may be slower than was waited for
         need = 1.1 * slow[0] + 0.03 if slow else 1e9
@@ -1124,6 +1137,7 @@ class Session:
                     self._send({"type": "note", "message": "this is where the kept session ended: Space goes on, live"})
                     self.pause()
                 self._writing = take is not None
+                self._changed.notify_all()              # there is room for one more
             if take is None:
                 continue
             failed = None
