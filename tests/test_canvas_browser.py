@@ -253,6 +253,9 @@ def test_another_prompt_and_a_fresh_anchor_while_it_plays(stage, canvas):
     assert [prompt for _, prompt in stream.said] == ["a blue ball"] and len(stream.anchors) == 1
     assert stage.ask("stage.state") == "playing" and stream.said[0][0] > 0                  # the video went on
     stage.page.get_by_role("button", name="Undo").click()
+    until(lambda: stage.ask("stage.state") == "playing" and stream.unanchored)
+    assert stage.ask("stage.prompt") == "a blue ball"                                       # one deed at a time
+    stage.page.get_by_role("button", name="Undo").click()
     stage.wait("stage.prompt === 'a red ball' && document.querySelector('#msk-prompt textarea').value === 'a red ball'")
     stage.page.locator(".msk-host .hud").click()
     stage.page.keyboard.press("Control+y")

@@ -406,6 +406,9 @@ def test_a_session_file_plays_the_same_frames_again_to_the_last_bit(kit, tmp_pat
         until(lambda: len(shown) > 34)
         session.anchor()
         until(lambda: len(shown) > 58)
+        session.undo()
+        session.say("snow")
+        until(lambda: len(shown) > 82)
         session.stop()
         until(lambda: session.take.path is not None)
         kept = read_session(session.take.file())
@@ -415,7 +418,8 @@ def test_a_session_file_plays_the_same_frames_again_to_the_last_bit(kit, tmp_pat
     again = torch.cat([made.clamp(0, 1).mul(255).round().byte() for made in replay(kit, kept)])
     assert kept["shown"] == len(frames) == len(again)
     assert all(np.array_equal(a, b.permute(1, 2, 0).numpy()) for a, b in zip(frames, again))
-    assert any("say" in c for c in kept["chunks"]) and any(c.get("anchor") for c in kept["chunks"])
+    assert any("say" in c for c in kept["chunks"])
+    assert [c["anchor"] for c in kept["chunks"] if "anchor" in c] == [[True], [False]]
     assert {c.get("steps") for c in kept["chunks"]} == {None, 2, 1}
     assert whole(kept).xy.shape[1] == sum(c["frames"] for c in kept["chunks"])
 
@@ -455,8 +459,8 @@ def test_another_prompt_and_a_fresh_anchor_come_with_the_next_chunk_and_are_kept
         session.anchor()
     session.start()
     until(lambda: len(moving(session)) > 6)
-    session.hear({"type": "say", "prompt": "rain"})
     session.hear({"type": "anchor"})
+    session.hear({"type": "say", "prompt": "rain"})
     stream = session.streams[0]
     until(lambda: stream.said and stream.anchors)
     session.undo()
@@ -471,7 +475,35 @@ def test_another_prompt_and_a_fresh_anchor_come_with_the_next_chunk_and_are_kept
     kept = read_session(session.take.file())
     assert [c["say"] for c in kept["chunks"] if "say" in c] == ["rain", "a red ball", "rain"]
     assert [c["chunk"] for c in kept["chunks"] if c.get("anchor")] == stream.anchors
-    assert [e["event"] for e in kept["events"]] == ["say", "anchor"]
+    assert [e["event"] for e in kept["events"]] == ["anchor", "say"]
+
+
+def test_a_fresh_anchor_is_a_deed_and_before_the_next_chunk_it_is_as_if_nothing_had_been(play, tmp_path):
+    session = play(folder=tmp_path)
+    session.start()
+    until(lambda: len(moving(session)) > 6)
+    stream = session.streams[0]
+    session.anchor()
+    until(lambda: stream.anchors)
+    session.undo()
+    until(lambda: stream.unanchored)
+    session.pause()                                             # from here on no chunk comes between
+    until(lambda: stream.settled == stream.index)
+    time.sleep(0.2)
+    for deed in (session.redo, session.undo, session.anchor, session.undo, session.redo, session.undo):
+        deed()
+    assert session._anchors == [] and session.describe()["undo"] == 0
+    session.redo()
+    chunk = stream.index
+    session.resume()
+    until(lambda: len(stream.anchors) == 2)
+    until(lambda: session._chunk > chunk + 2)
+    assert len(stream.unanchored) == 1
+    session.reset()
+    assert session.describe()["undo"] == 0 and session.describe()["redo"] == 0     # a new video has none yet
+    until(lambda: session._before.path is not None)
+    kept = read_session(session._before.file())
+    assert [c["anchor"] for c in kept["chunks"] if "anchor" in c] == [[True], [False], [True]]
 
 
 @pytest.fixture
@@ -620,6 +652,7 @@ def test_recall_finds_nothing_outside_its_folder(play, tmp_path):
     lambda s: json.dumps(s | {"points": 5}).encode(),
     lambda s: json.dumps(s | {"chunks": [s["chunks"][0] | {"tune": {"steps": 2}}]}).encode(),
     lambda s: json.dumps(s | {"chunks": [s["chunks"][0] | {"tune": {"sink": -1}}]}).encode(),
+    lambda s: json.dumps(s | {"chunks": [s["chunks"][0] | {"anchor": ["yes"]}]}).encode(),
     lambda s: json.dumps(s | {"picture": "!"}).encode()])
 def test_a_damaged_session_is_refused_in_one_sentence_and_the_stage_stays(play, kept, damage):
     session = play()

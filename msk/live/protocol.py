@@ -4,7 +4,7 @@ Up, text (JSON, at most 16 KiB), one object with a `type`, and `n`, its number, 
 
     open     image (id of a picture), prompt, seed       take this picture, forget the old stream
     start  stop  pause  resume  reset                    the take: begin, end, hold, go on; to the picture
-    undo  redo  anchor                                   one deed back, one again; the latest chunk becomes the sink
+    undo  redo  anchor                                   one deed back, one again; the latest chunk becomes the sink (a deed)
     skip                                                 what is left of a kept session, as fast as it can be made
     say      prompt                                      follow another text, from the next chunk on
     add      id, kind "live" | "pin", x, y, t            a new point; the page chooses the id, 0..65535
