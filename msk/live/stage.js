@@ -34,7 +34,7 @@ function packAck(seq) {
 }
 
 const median = (list) => list.length ? [...list].sort((a, b) => a - b)[list.length >> 1] : NaN;
-const share95 = (list) => list.length ? [...list].sort((a, b) => a - b)[Math.min(list.length - 1, Math.floor(0.95 * list.length))] : NaN;
+const share95 = (list) => list.length ? [...list].sort((a, b) => a - b)[Math.ceil(0.95 * list.length) - 1] : NaN;        // not exceeded by 95 %
 const clamp = (v, beyond = 0) => Math.min(Math.max(v, -beyond), 1 + beyond);
 const GLIDE = 500, CREEP = 2e-5;            // milliseconds in which most of a glide is over; shares a millisecond: its end
 const BEYOND = 0.5;                         // as in protocol.py: a hand may lead out of the picture
