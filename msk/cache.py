@@ -39,6 +39,10 @@ class ChunkCache:
         self._sinks = latest[:self.sink]
         self._recent = deque(latest[self.sink:], maxlen=self.window)
 
+    def loosen(self) -> None:
+        """The sinks are none any more: they are remembered for as long as any other piece."""
+        self._recent, self._sinks = deque([*self._sinks, *self._recent], maxlen=self.window), []
+
     def resize(self, sink: int, window: int) -> None:
         """From now on remember so many; what is held already is held on to as far as it fits."""
         held = [*self._sinks, *self._recent]

@@ -1,6 +1,7 @@
 """The one rollout: the demo plays it, Self Forcing trains through it."""
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
@@ -54,6 +55,7 @@ class Roll:
         self.sigmas = list(config.levels) or schedule(config.steps, config.time_shift)
         self._fresh = None                      # the latest chunk, handed out but not yet remembered
         self._clean: list[tuple] = []           # what the cache was made from: (piece, x0, motion, image) of each chunk
+        self._weighed: deque[list[tuple]] = deque(maxlen=16)        # what sinks were made from, before each anchor
 
     def next(self, noise: Tensor, motion: Tensor | None, image: Tensor | None, grad_at: int | None = None,
              generator: torch.Generator | None = None, steps: int | None = None) -> Tensor:
@@ -77,27 +79,38 @@ class Roll:
     def say(self, text) -> None:
         """Go on with another text: what is remembered is read anew with it, chunk after chunk from the clean latents."""
         self.settle()
-        self.text, clean, self._clean = text, self._clean, []
+        self.text, clean, self._clean, made = text, self._clean, [], self.cache.made
         for i, (piece, x0, motion, image) in enumerate(clean):
             if i == 0 or piece != self.cache.made:              # behind a gap nothing but the sinks is seen
                 self.cache.forget(piece, sinks=i == 0)
             past, where = self._before(x0)
             self._remember(x0, motion, image, [] if past is None and piece else past, where)
+        self.cache.made = made                                  # without a window, more than was read anew
 
-    def anchor(self) -> None:
-        """The latest chunk becomes the sink: what the video looks like now is what it will be held to."""
+    def anchor(self, on: bool = True) -> None:
+        """The latest chunk becomes the sink: what the video looks like now is what it will be held to. on=False takes the
+        last anchor back: the sink from before is read anew, and then what is remembered since, as with another text."""
         self.settle()
-        if self._clean:
+        if on and self._clean:
+            self._weighed.append(self._among(self.cache.held()[0]))
             self.cache.anchor(*self._pieces(self._clean[-1][1]))
             self._clean = self._clean[-1:]
+        elif not on and self._weighed:
+            old = self._weighed.pop()
+            self.cache.loosen()
+            self._clean = old + [c for c in self._among(self.cache.held()[1]) if not old or c[0] > old[-1][0]]
+            self.say(self.text)
 
     def resize(self, config: StreamConfig) -> None:
         """From the next chunk on, remember as this config says."""
         self.settle()
         self.config = config
         self.cache.resize(config.sink, config.budget or config.window)
-        held = set().union(*self.cache.held())
-        self._clean = [c for c in self._clean if held & set(range(c[0], c[0] + sum(self._pieces(c[1]) or [1])))]
+        self._clean = self._among(set().union(*self.cache.held()))
+
+    def _among(self, pieces) -> list[tuple]:
+        """The clean chunks that any of these pieces belong to."""
+        return [c for c in self._clean if set(pieces) & set(range(c[0], c[0] + sum(self._pieces(c[1]) or [1])))]
 
     def _pieces(self, x0: Tensor) -> list[int]:
         return [x0.shape[1]] if self.config.budget else []      # the cache counts in frames, or in chunks
@@ -114,9 +127,8 @@ class Roll:
         new, piece = self._pieces(x0), self.cache.made
         kvs = keys or self.dit.remember(x0, self.text, motion, image, past=past, **where)
         self.cache.push([tuple(x.detach() for x in pair) for pair in kvs], *new)
-        held = set().union(*self.cache.held())
-        self._clean = [c for c in (*self._clean, (piece, x0, motion, image))
-                       if held & set(range(c[0], c[0] + sum(self._pieces(c[1]) or [1])))]
+        self._clean.append((piece, x0, motion, image))
+        self._clean = self._among(set().union(*self.cache.held()))
 
 
 def given(dit, image: Tensor | None, now: slice) -> Tensor | None:
@@ -179,9 +191,10 @@ class Stream:
         self._roll.say(self._read(prompt))
         self.prompt = prompt
 
-    def anchor(self) -> None:
-        """Make the latest chunk the sink: from here on the video is held to how it looks now, not to how it began."""
-        self._roll.anchor()
+    def anchor(self, on: bool = True) -> None:
+        """Make the latest chunk the sink: from here on the video is held to how it looks now, not to how it began.
+        on=False: take the last anchor back (of the latest 16), and hold it to what it was held to before."""
+        self._roll.anchor(on)
 
     def tune(self, sink: int | None = None, window: int | None = None, text_scale: float | None = None,
              motion_scale: float | None = None) -> None:

@@ -1,6 +1,8 @@
 """Make executed notebooks light: each picture once, a chart as PNG and a photograph as JPEG, as good as there is room for.
 
     python notebooks/lighten.py notebooks/*.ipynb
+
+It says which are still too large, and exits with 1 if any is.
 """
 import base64
 import io
@@ -57,10 +59,15 @@ def written(notebook: dict) -> str:
 
 
 if __name__ == "__main__":
+    heavy = []
     for path in map(Path, sys.argv[1:]):
         whole = json.loads(path.read_text())
         for quality in (92, 85, 75, 65, 55, 45, 35):
             light = written(lighten(whole, quality))
-            if len(light.encode()) <= ROOM:
+            if (size := len(light.encode())) <= ROOM:
                 break
+        else:
+            heavy.append(f"{path} has {size} bytes with its pictures as small as they get: at most {ROOM} are wanted, "
+                         "so print less or draw fewer pictures")
         path.write_text(light)
+    sys.exit("\n".join(heavy) or 0)

@@ -81,6 +81,16 @@ def test_it_is_light(path):
     assert "widgets" not in json.loads(path.read_text())["metadata"]
 
 
+def test_what_cannot_be_made_light_is_said(tmp_path):
+    def lightened(text):
+        cell = {"cell_type": "code", "outputs": [{"output_type": "stream", "name": "stdout", "text": text}]}
+        (tmp_path / "it.ipynb").write_text(json.dumps({"metadata": {}, "cells": [cell]}))
+        return subprocess.run([sys.executable, FOLDER / "lighten.py", tmp_path / "it.ipynb"], capture_output=True, text=True)
+    fine, heavy = lightened("short"), lightened("long" * 100_000)
+    assert (fine.returncode, fine.stderr) == (0, "")
+    assert heavy.returncode == 1 and "it.ipynb has 400" in heavy.stderr and "at most 290000" in heavy.stderr
+
+
 @each
 def test_it_runs_anywhere(path):
     for cell in json.loads(path.read_text())["cells"]:

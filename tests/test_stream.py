@@ -300,6 +300,34 @@ def test_a_fresh_anchor_makes_the_latest_chunk_the_sink_and_forgets_the_rest(kit
         assert same(stream._roll.cache, told_from_the_start(stream._roll, stream._read("rain")))
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_an_anchor_that_is_taken_back_leaves_the_memory_as_if_there_had_been_none(kit, config):
+    stream, plain = (Stream(kit, "snow", torch.rand(3, 32, 32), config=config) for _ in range(2))
+    for roll in (stream, plain):
+        for _ in range(5):
+            roll.step()
+        roll.settle()
+    first = [pair for _, pair in stream._roll.cache._sinks]
+    stream.anchor()
+    stream.step()
+    stream.anchor()                                             # two, and both go back
+    for roll in (stream, stream, plain, plain, plain):
+        roll.step()
+    plain.settle()
+    assert stream.memory != plain.memory
+    with torch.no_grad():
+        stream.anchor(False)
+        assert stream.memory["sink"] != plain.memory["sink"] or not config.sink
+        stream.anchor(False)
+        cache = stream._roll.cache
+        assert cache.held() == plain._roll.cache.held() and cache.made == plain._roll.cache.made
+        assert all(torch.equal(x, y) for (_, a), b in zip(cache._sinks, first) for p, q in zip(a, b) for x, y in zip(p, q))
+        assert same(cache, told_from_the_start(stream._roll, stream._read("snow")))
+        stream.anchor(False)                                    # there is none to take back
+        assert cache.held() == plain._roll.cache.held()
+    assert stream.step().isfinite().all()
+
+
 def test_what_a_change_of_prompt_needs_is_kept_and_no_more(kit):
     stream, counts = Stream(kit), []
     for _ in range(8):

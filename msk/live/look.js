@@ -233,7 +233,7 @@ const STAGE_HTML = `
   <div class="head">
     <div class="who"><span class="dot"></span><span class="state">connecting</span></div>
     <div class="hud" aria-hidden="true"><span><b class="fps">–</b> fps</span>
-      <span title="from moving the pointer to a frame that knows of it (median; of 95 in a hundred at most)"><b
+      <span title="from moving the pointer to drawing a frame that knows of it: the median of the latest 300 moves, and what 95 % of them do not exceed"><b
         class="ms">–</b> ms, p95 <b class="p95">–</b></span>
       <span class="made" title="no chunk has been made yet">chunk <b class="chunk">–</b> <span class="memory"></span> <span
         class="work"><b class="took">–</b> ms<span class="fewer"></span></span></span>

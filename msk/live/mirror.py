@@ -59,7 +59,7 @@ class Mirror:
     def say(self, prompt: str) -> None:
         """A motion map knows no text."""
 
-    def anchor(self) -> None:
+    def anchor(self, on: bool = True) -> None:
         """Nothing is remembered."""
 
     settle = anchor

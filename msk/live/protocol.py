@@ -4,7 +4,7 @@ Up, text (JSON, at most 16 KiB), one object with a `type`, and `n`, its number, 
 
     open     image (id of a picture), prompt, seed       take this picture, forget the old stream
     start  stop  pause  resume  reset                    the take: begin, end, hold, go on; to the picture
-    undo  redo  anchor                                   one deed back, one again; the latest chunk becomes the sink
+    undo  redo  anchor                                   one deed back, one again; the latest chunk becomes the sink (a deed)
     skip                                                 what is left of a kept session, as fast as it can be made
     say      prompt                                      follow another text, from the next chunk on
     add      id, kind "live" | "pin", x, y, t            a new point; the page chooses the id, 0..65535
@@ -33,11 +33,11 @@ Up, binary, little endian (at most 64 KiB):
     ack      u8 2, u32 seq                                               this frame has come
 
 Down, text: `hello` (session, geometry, fps, limits; models to choose from, and which plays), `state` (state, points, prompt,
-seed, undo, redo, grip, rest, take; heard: the number of the latest message that is in it; things: outlines of what points
-hold), `queue` (place), `error` (message: one sentence for a person), `note` (the same, not an error), `file` (url, name),
-`kept` (take, prompt, frames, points), `chunk` (what it took, in how many steps, what is remembered), `map` (a picture),
-`gaze` (layers: rows of a layer's number and the shares of its attention that go to sink, window and the chunk itself;
-cells: where the point looks in the sink, a picture),
+seed, undo, redo, grip, rest, take, tuning; heard: the number of the latest message that is in it; things: outlines of what
+points hold), `queue` (place), `error` (message: one sentence for a person), `note` (the same, not an error), `file` (url,
+name), `kept` (take, prompt, frames, points), `chunk` (what it took, in how many steps, what is remembered), `map` (a
+picture), `gaze` (layers: rows of a layer's number and the shares of its attention that go to sink, window and the chunk
+itself; cells: where the point looks in the sink, a picture),
 `model` (name, state "loading", "failed" or "here", message, share of a download or null), `pong`.
 
 Down, binary, little endian: one frame

@@ -367,15 +367,22 @@ def _holds(chunk: dict) -> bool:
             and len(chunk["who"]) == len(ids) and all(kind in MARKS and _names([id]) for id, kind in chunk["who"])
             and all(_fits(group, count) for group in held) and _names([steps := chunk.get("steps", 1)]) and 0 < steps <= 1000
             and [type(v) for v in hold] == [bool, bool]
-            and all(tunable(*one) for one in chunk.get("tune", {}).items())
+            and all(tunable(*one) and one[0] != "steps" for one in chunk.get("tune", {}).items())
+            and all(type(on) is bool for on in anchors(chunk))
             and isinstance(chunk.get("say", ""), str) and isinstance(chunk.get("points", []), list))
 
 
 def tunable(name: str, value) -> bool:
-    """May a stream be tuned to this? See Stream.tune; `steps` are the session's."""
+    """May a session be tuned to this? See Stream.tune; `steps` are the session's, and each chunk's own in its file."""
     if name in ("sink", "window", "steps"):
         return type(value) is int and (name == "steps") <= value <= MOST_HELD
     return name in ("text_scale", "motion_scale") and type(value) in (int, float) and 0 <= value <= MOST_SCALE
+
+
+def anchors(chunk: dict) -> list[bool]:
+    """Fresh anchors before a chunk, in their order: True, or False where the last one was taken back."""
+    told = chunk.get("anchor", False)
+    return told if isinstance(told, list) else [True] * bool(told)          # once there was one at most
 
 
 def _fits(group: dict, frames: int) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..picture import read_picture
 from ..tracks import Tracks
 from .hold import told
+from .record import anchors
 
 
 def fingerprint(kit) -> str:
@@ -71,8 +72,8 @@ def replay(kit, session: dict) -> Iterator[Tensor]:
     for k, chunk in enumerate(session["chunks"]):
         if "say" in chunk:
             stream.say(chunk["say"])
-        if chunk.get("anchor"):
-            stream.anchor()
+        for on in anchors(chunk):
+            stream.anchor(on)
         if "tune" in chunk:
             stream.tune(**usual | chunk["tune"])
         if stream.frames_wanted != chunk["frames"]:

@@ -473,19 +473,29 @@ class Lobby:
 
     async def bring(self, id: str, read: Callable[[], Awaitable[bytes | None]]) -> tuple[int, str]:
         """Open on the stage what `read` gives, a session file of who plays: an HTTP status and a sentence."""
-        player = self.player
-        if player is None or not same(player.id, id):
+        if self._touched_by(id) is None:
             return 403, "only who plays may open a session"
         data = await read()
         if data is None:
             return 413, f"a session file has at most {MAX_UPLOAD >> 20} MiB"
         try:
-            session = await asyncio.to_thread(parse_session, data)
-            await asyncio.to_thread(player.session.load, session)
+            kept = await asyncio.to_thread(parse_session, data)
+            session = self._touched_by(id)              # another may play by now, or the same one another model
+            if session is None:
+                return 403, "the stage is someone else's by now: open the file again when it is your turn"
+            await asyncio.to_thread(session.load, kept)
             self.picture = ""
         except ValueError as error:
             return 400, str(error)
         return 200, ""
+
+    def _touched_by(self, id: str) -> Session | None:
+        """The session of who plays, which a hand has just touched, if this is their id."""
+        player = self.player
+        if player is None or player.session is None or not same(player.id, id):
+            return None
+        player.session.touch()
+        return player.session
 
     # -- who plays ---------------------------------------------------------------------------------------------------
 
@@ -581,7 +591,10 @@ class Lobby:
     def _seat(self, visitor: Visitor, session: Session, id: str) -> None:
         """This visitor sees and steers this session."""
         def safely(call):
-            return lambda value: visitor.loop.is_closed() or visitor.loop.call_soon_threadsafe(call, value)
+            def heard(value):
+                if visitor.session is session:          # what comes late is of a stage that is theirs no more
+                    call(value)
+            return lambda value: visitor.loop.is_closed() or visitor.loop.call_soon_threadsafe(heard, value)
 
         self.player, visitor.session, visitor.id, session.heard = visitor, session, id, 0
         visitor.link = Link(session.fps, session.ahead)
@@ -661,6 +674,9 @@ class Lobby:
         session = self.player.session if self.player else self._orphan[1] if self._orphan else None
         if session is not None:
             session.close()
+        for task in (self._turns, self._orphan_ends):
+            if task is not None and not task.get_loop().is_closed():
+                task.get_loop().call_soon_threadsafe(task.cancel)
         for line in [line for line in self._lines.values() if not line.loop.is_closed()]:
             line.loop.call_soon_threadsafe(line.end, 1001)          # a server waits for its long answers to end
         shutil.rmtree(self._folder, ignore_errors=True)

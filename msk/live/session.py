@@ -5,7 +5,7 @@ player hands out frames when they are due (`ahead` seconds early, for the journe
 what stands under the lock, so no call waits for the model.
 
 The session knows an environment, not a model: `open_stream(prompt, image, seed)` gives something with `frames_wanted`,
-`step(tracks, steps) -> frames [1, T, 3, H, W]`, `steps`, `settle()`, `reset()`, `say(prompt)`, `anchor()` and `memory`;
+`step(tracks, steps) -> frames [1, T, 3, H, W]`, `steps`, `settle()`, `reset()`, `say(prompt)`, `anchor(on)` and `memory`;
 to be tuned while it plays, also `tune(...)` and `tuning`.
 """
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .hold import Hold
 from .pace import Pace
 from .points import Deeds, Look, Point, Way
 from .protocol import BEYOND, MAX_NODES, MAX_POINTS, Mark, ProtocolError, Sample
-from .record import MOST_HELD, MOST_SCALE, Take, check_session, find, read_session, tunable
+from .record import MOST_HELD, MOST_SCALE, Take, anchors, check_session, find, read_session, tunable
 from .replay import packed, picture_of, tracks_of
 
 log = logging.getLogger("msk.live")
@@ -112,7 +112,8 @@ class Session:
         self._said = ""                                 # the same, as the take knows it
         self._before: Take | None = None                # the last take that has frames
         self._began = time.monotonic()                  # when this take began
-        self._anchor = self._look = self._gaze = False
+        self._look = self._gaze = False
+        self._anchors: list[bool] = []                  # fresh anchors before the next chunk; False: the last is taken back
         self._gazer = -1                                # the point whose look is asked for
         self._era = 0                                   # frames of an era that has ended are not shown
         self._queue: deque[Frame] = deque()
@@ -215,7 +216,8 @@ class Session:
             if self.image is None:
                 raise ProtocolError("there is no picture yet: choose one, then start")
             if self.state in ("opening", "ready"):
-                self.state, self._next_due, self.touched = "playing", 0.0, time.monotonic()
+                self.state, self._next_due = "playing", 0.0
+                self.touch()
             self._tell()
 
     def stop(self) -> None:
@@ -236,7 +238,8 @@ class Session:
         with self._changed:
             if self.state == "paused":
                 self._delay(time.monotonic() - self._paused_at)
-                self.state, self.touched = "playing", time.monotonic()
+                self.state = "playing"
+                self.touch()
             self._tell()
 
     def reset(self) -> None:
@@ -282,8 +285,11 @@ class Session:
         with self._changed:
             if self.state not in ("playing", "paused"):
                 raise ProtocolError("there is nothing to hold on to yet: start the stream first")
-            self._anchor = True
+            self._take_over()
+            self._deeds.did({"anchor": (0, 1)})
+            self._anchors.append(True)
             self._send({"type": "note", "message": "a fresh anchor: the video is now held to how it looks here"})
+            self._tell()
 
     def camera(self, **move: float) -> None:
         """Fly on by so much; see flight.py for the units."""
@@ -339,6 +345,14 @@ class Session:
             self._take_over()
             self._tuning = self._tuning | how
             self._tell()
+
+    @property
+    def tuning(self) -> dict:
+        """What `tune` sets, as the next chunk is made; empty before there is a stream."""
+        with self._changed:
+            stream = self._stream
+            steps = {} if stream is None else {"steps": min(stream.steps, self._tuning.get("steps", stream.steps))}
+            return steps | {name: self._tuning.get(name, value) for name, value in self._usual_tuning.items()}
 
     def look(self, on: bool = True) -> None:
         """Send what the model is told, chunk by chunk."""
@@ -478,6 +492,13 @@ class Session:
                     self._set_grip(wanted and self.hold.cut is not None)
                 elif what == "rest":
                     self._set_rest(wanted)
+                elif what == "anchor":
+                    if self._anchors and self._anchors[-1] != bool(wanted):     # no chunk has been made since
+                        self._anchors.pop()
+                    else:
+                        self._anchors.append(bool(wanted))
+                    self._send({"type": "note", "message": "the anchor is fresh again" if wanted else
+                                "the anchor is taken back: the video is held to what it was held to before"})
                 else:
                     self._become(what, wanted)
             self._note_points()
@@ -507,10 +528,11 @@ class Session:
     def hear(self, message: dict) -> None:
         """One message of the protocol (see protocol.py) that is about the stream."""
         kind, fields = message["type"], {k: v for k, v in message.items() if k not in ("type", "n")}
+        self.touch()
         if kind in ("recall", "load"):                  # files are read while nobody waits
             return getattr(self, f"_{kind}")(message["take"])
         with self._changed:
-            self.touched, self.heard = time.monotonic(), message.get("n", self.heard)
+            self.heard = message.get("n", self.heard)
             try:
                 if kind == "pointer":
                     self.move(message["samples"])
@@ -549,7 +571,7 @@ class Session:
             return {"type": "state", "state": self.state, "prompt": self.prompt, "seed": self.seed, "undo": undo,
                     "redo": redo, "heard": self.heard, "frames": self._index,
                     "script": sum(c["frames"] for c in self._script), "grip": self.hold.grips, "rest": self.hold.rest,
-                    "things": self._outlines(),
+                    "things": self._outlines(), "tuning": self.tuning,
                     "take": self.take.name if self.take is not None and self.take.begun else "",
                     "points": [self._as_json(p) for p in self.points.values()]}
 
@@ -795,15 +817,16 @@ class Session:
         """What belongs to a stream that has ended."""
         self._left.clear()
         self._held.clear()
-        self._script.clear()
         self.hold.reset(list(self.points.values()))
-        self._skips = False
-        self._anchor, self._hold_at, self._last_points, self._left_off, self._resuming = False, None, None, None, None
+        self._anchors.clear()
+        self._hold_at = self._last_points = self._left_off = self._resuming = None
 
     def _end_take(self) -> None:
         """Whatever is on its way belongs to the past; the recording will be closed, its frames are kept."""
         self._era += 1
         self._queue.clear()
+        self._script.clear()
+        self._skips = False
         self._chunk = self._index = 0
         self._next_due = 0.0
         if self.take is not None and self.take not in self._ending:
@@ -884,13 +907,15 @@ class Session:
                 self._send({"type": "note", "message": "nobody has touched the stream for a while, so it rests: "
                                                        "press Space to go on"})
                 self.pause()
-            elif self._patience() <= 0:
+            elif self._patience() == 0:
                 return "make_chunk"
         return None
 
     def _patience(self) -> float | None:
-        """Seconds the next chunk can still wait for news of the pointer."""
+        """Seconds the next chunk can still wait for news of the pointer; None: until something changes."""
         if self.state != "playing" or self._hold_at is not None:
+            return None
+        if self._stream is not None and len(self._queue) > 4 * self._stream.frames_wanted:     # recording them takes longer
             return None
         slow = sorted(self._making)[-2:]                # of eight chunks, one may be slower than was waited for
         need = 1.1 * slow[0] + 0.03 if slow else 1e9
@@ -1019,7 +1044,7 @@ class Session:
                 self._take_points(self._last_points, running=True)
             self._leave_script()
             self._hold_at = self._index + frames
-        self._anchor = bool(record.get("anchor"))
+        self._anchors = list(anchors(record))
         self._tuning = {**record["tune"]} if "tune" in record else self._tuning
         self.prompt = record.get("say", self.prompt)
         kept = {k: record[k] for k in ("ids", "who", "xy", "origin", "seen", "held", "steps") if k in record}
@@ -1049,7 +1074,7 @@ class Session:
             if self._hand:
                 record["hand"] = list(self._hand)
                 self._hand.clear()
-            say, anchor, self._anchor, look = self.prompt, self._anchor, False, self._look and self.eye
+            say, anchored, self._anchors, look = self.prompt, self._anchors, [], self._look and self.eye
             at = next(((m.x, m.y) for m in marks[-1] if m.id == self._gazer and m.kind != "camera"), None)
             watched = self.watch(self._stream, record.get("steps"), at) if self._gaze else nullcontext()
         if say != self._told:
@@ -1057,9 +1082,10 @@ class Session:
             self._told = say
         if say != self._said:
             record["say"] = self._said = say
-        if anchor:
-            self._stream.anchor()
-            record["anchor"] = True
+        for on in anchored:
+            self._stream.anchor(on)
+        if anchored:
+            record["anchor"] = anchored
         if tuning != self._tuned:
             self._stream.tune(**self._usual_tuning | tuning)
             self._tuned = tuning
@@ -1124,6 +1150,7 @@ class Session:
                     self._send({"type": "note", "message": "this is where the kept session ended: Space goes on, live"})
                     self.pause()
                 self._writing = take is not None
+                self._changed.notify_all()              # there is room for one more
             if take is None:
                 continue
             failed = None

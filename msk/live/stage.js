@@ -34,7 +34,7 @@ function packAck(seq) {
 }
 
 const median = (list) => list.length ? [...list].sort((a, b) => a - b)[list.length >> 1] : NaN;
-const share95 = (list) => list.length ? [...list].sort((a, b) => a - b)[Math.min(list.length - 1, Math.floor(0.95 * list.length))] : NaN;
+const share95 = (list) => list.length ? [...list].sort((a, b) => a - b)[Math.ceil(0.95 * list.length) - 1] : NaN;        // not exceeded by 95 %
 const clamp = (v, beyond = 0) => Math.min(Math.max(v, -beyond), 1 + beyond);
 const GLIDE = 500, CREEP = 2e-5;            // milliseconds in which most of a glide is over; shares a millisecond: its end
 const BEYOND = 0.5;                         // as in protocol.py: a hand may lead out of the picture
@@ -790,8 +790,15 @@ function mountStage(el, host) {
   }
 
   function turnPin(id) {
+    catchThem([id]);
     choose([id]);
     say({ type: "pin", ids: [id], on: points.get(id).kind !== "pin" });
+  }
+
+  function pinThem(on) {
+    if (!chosen.size) return;
+    catchThem([...chosen]);
+    say({ type: "pin", ids: [...chosen], on });
   }
 
   // A press that moves draws a way in the hand's own time; one that does not is the first of its nodes.
@@ -844,7 +851,7 @@ function mountStage(el, host) {
 
   // A way for a point, new (null) or old.
   function lay(id, nodes, { loop = wayLoop, speed = waySpeed } = points.get(id) || {}) {
-    if (!points.has(id)) id = null;
+    if (!points.has(id)) id = null; else catchThem([id]);
     let room = 8 * hello.max_nodes;                                     // of all paths together
     for (const [other, p] of points) if (other !== id && p.nodes) room -= p.nodes.length;
     if (room < 2) return note("All paths together have as many nodes as are kept: remove one first.");
@@ -1074,8 +1081,8 @@ function mountStage(el, host) {
       for (const id of chosen) points.delete(id);
       choose([]);
     },
-    pinAll: () => chosen.size && say({ type: "pin", ids: [...chosen], on: true }),
-    freeAll: () => chosen.size && say({ type: "pin", ids: [...chosen], on: false }),
+    pinAll: () => pinThem(true),
+    freeAll: () => pinThem(false),
     finish: () => draft && finish(),
     unlay: () => { if (draft && (draft.nodes.pop(), !draft.nodes.length)) draft = null; },
     cancel: () => { draft = null; },

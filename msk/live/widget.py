@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -74,13 +75,14 @@ class Pulled:
         self.session, self.link = session, Link(session.fps, session.ahead)
         self.words: deque[dict] = deque(maxlen=256)
         self.frames: deque = deque(maxlen=48)
+        self.ears: list[Callable[[dict], None]] = []    # hear with each answer how the stream is tuned
         self._files = Path(tempfile.mkdtemp(prefix="msk-export-"))
         session.on_event, session.on_frame = self.words.append, self.show
 
     def show(self, frame) -> None:
         """A frame is due; where nobody asks for frames any more, the stream rests until somebody does."""
         self.frames.append(frame)
-        if time.monotonic() - self.asked > AWAY:
+        if self.session.state == "playing" and time.monotonic() - self.asked > AWAY:
             self.session.pause()
             self.rests = True
 
@@ -104,6 +106,8 @@ class Pulled:
                 self.words.append({"type": "error", "message": str(error)})
             except StopIteration:
                 break
+        for ear in self.ears:
+            ear(self.session.tuning)
         said = [self.words.popleft() for _ in range(len(self.words))]
         shown = [self.frames.popleft() for _ in range(len(self.frames))]
         return {"type": "pulled", "words": said}, [pack(f, self.link.quality, self.link.sent()) for f in shown]
@@ -203,16 +207,24 @@ def Stage(kit, image=None, prompt: str = "", *, seed: int = 0, open_stream=None,
                 kind = ipywidgets.FloatSlider if "scale" in name else ipywidgets.IntSlider
                 made = kind(**limits, description=name.replace("_scale", " guidance"), continuous_update=False,
                             style={"description_width": "110px"})
-                made.observe(lambda change: self.session.tune(**{name: change["new"]}), "value")
+                made.observe(lambda change: following or self.session.tune(**{name: change["new"]}), "value")
                 return made
 
             class _Beside(ipywidgets.HBox):
                 def _repr_mimebundle_(box, **kwargs):
                     return pictured(super()._repr_mimebundle_(**kwargs))
 
-            sliders = [slider(*one) for one in ranges(kit.preset.stream).items()]
+            def follow(tuning):
+                """Another session may be open, or a kept one play: no hand moves the sliders then."""
+                following.append(True)
+                for name in sliders.keys() & tuning.keys():
+                    sliders[name].value = tuning[name]
+                following.clear()
+
+            following, sliders = [], {name: slider(name, limits) for name, limits in ranges(kit.preset.stream).items()}
+            self.pulled.ears.append(follow)
             wide = ipywidgets.Layout(flex="1 1 420px", min_width="320px", display="block")
-            return _Beside([ipywidgets.Box([self], layout=wide), ipywidgets.VBox(sliders)],
+            return _Beside([ipywidgets.Box([self], layout=wide), ipywidgets.VBox([*sliders.values()])],
                            layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start"))
 
         def close(self):

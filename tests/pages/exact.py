@@ -40,7 +40,7 @@ class ExactStream:
         self.stepped = []                           # and how many steps each was made in
         self.settled = 0
         self.said = []                              # (chunk before which it was said, prompt)
-        self.anchors = []
+        self.anchors, self.unanchored = [], []      # chunks before which there was a fresh anchor; and one taken back
         self.reset(prompt, image, seed)
 
     def reset(self, prompt=None, image=None, seed=None):
@@ -91,8 +91,8 @@ class ExactStream:
     def say(self, prompt):
         self.said.append((self.index, prompt))
 
-    def anchor(self):
-        self.anchors.append(self.index)
+    def anchor(self, on=True):
+        (self.anchors if on else self.unanchored).append(self.index)
 
     @property
     def memory(self):
