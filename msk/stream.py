@@ -204,6 +204,15 @@ class Stream:
         Scales are those of `joint_guidance`: where they sum to 0 or 1 nothing is added, for one pass a step; else there is
         one more for each that is not 0, but none for motion where a chunk has no tracks.
         """
+        config, scales = self.tuned(sink, window, text_scale, motion_scale)
+        guided = self._guided(scales)                   # reads the null prompt, which may fail
+        if config != self.config:
+            self._roll.resize(config)
+        self.config, self._scales, self._roll.guided = config, scales, guided
+
+    def tuned(self, sink: int | None = None, window: int | None = None, text_scale: float | None = None,
+              motion_scale: float | None = None) -> tuple[StreamConfig, tuple[float, float]]:
+        """What `tune` would play with; a ValueError where that cannot be. Nothing changes."""
         size = "budget" if self.config.budget else "window"
         asked = {"sink": sink, size: window}
         config = replace(self.config, **{name: value for name, value in asked.items() if value is not None})
@@ -213,10 +222,7 @@ class Stream:
         scales = tuple(old if new is None else new for new, old in zip((text_scale, motion_scale), self._scales))
         if not all(0 <= scale < inf for scale in scales):
             raise ValueError(f"guidance of {scales[0]} for text and {scales[1]} for motion came: use numbers from 0 on")
-        guided = self._guided(scales)                   # reads the null prompt, which may fail
-        if config != self.config:
-            self._roll.resize(config)
-        self.config, self._scales, self._roll.guided = config, scales, guided
+        return config, scales
 
     @property
     def tuning(self) -> dict:

@@ -1378,6 +1378,25 @@ def test_what_a_stream_cannot_be_tuned_to_is_refused_in_one_sentence(play, how):
         play().tune(**how)
 
 
+def test_a_budget_that_holds_no_chunk_is_refused_before_the_stream_hears_of_it(tmp_path):
+    from msk.config import PRESETS
+    from msk.kit import Kit
+    from msk.models import toy
+    from msk.stream import Stream
+    kit = Kit.random(toy(PRESETS["wantrack-1.3b"]))
+    session = Session(lambda *asked: None, kit.geometry, folder=tmp_path)
+    try:
+        session._stream = Stream(kit)
+        before = session._stream.tuning
+        with pytest.raises(ProtocolError, match="a budget of 0 latent frames came, which would hold no chunk: use"):
+            session.tune(window=0, steps=1)
+        assert session._stream.tuning == before and session._tuning == {}
+        session.tune(window=before["window"] + 3)
+        assert session._tuning == {"window": before["window"] + 3}
+    finally:
+        session.close()
+
+
 def test_the_widget_is_a_picture_where_there_is_no_front_end(tmp_path):
     pytest.importorskip("anywidget")
     from msk.live import Stage

@@ -342,6 +342,11 @@ class Session:
         with self._changed:
             if self._stream is not None and not hasattr(self._stream, "tune") and how.keys() != {"steps"}:
                 raise ProtocolError("this stream has steps to set, and nothing else")
+            if hasattr(self._stream, "tuned"):
+                try:                                    # of a model's own budget only its stream knows what it holds
+                    self._stream.tuned(**{name: value for name, value in how.items() if name != "steps"})
+                except ValueError as error:
+                    raise ProtocolError(str(error)) from None
             self._take_over()
             self._tuning = self._tuning | how
             self._tell()
