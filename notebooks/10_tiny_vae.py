@@ -235,7 +235,7 @@ viz.grid([viz.strip(clips[:, -1], zoom=2) for clips in shown.values()], list(sho
 # ### And given back
 #
 # Eyes and spots are gone, though the given picture has them. So what the kit streams is *finished*: tracks say where each
-# block of the picture is now (notebook 02), $m$, and three convolutions of 22 thousand weights say for each pixel how far to
+# block of the picture is now (notebook 02), $m$, and three convolutions of 20 thousand weights say for each pixel how far to
 # go there, $g$, and what else to add, $r$. The paper has no such thing; ToonCrafter (2405.17933) lets its decoder see the
 # given frames. Here a hand drags a thing that it took hold of.
 #
