@@ -218,7 +218,7 @@ def missed(**changes):
 def pace(**changes):
     stream = msk.Stream(fast, pair.captions[0], viz.image(pair.frames[0, 0]), config=replace(config, **changes))
     spent = []
-    for _ in range(5):
+    for _ in range(4):
         began = perf_counter()
         frames = stream.step()
         stream.settle()
