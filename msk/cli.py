@@ -172,7 +172,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     train.add_argument("--level", default="calm", choices=["calm", "full"], help="how wild the drawn world is")
     train.add_argument("--device", help="cpu, cuda, cuda:1; the best there is")
-    train.add_argument("--init", metavar="KIT", help="a kit folder to start from; teacher or VAE's decoder goes on from it")
+    train.add_argument("--init", metavar="KIT",
+                       help="a kit folder to start from; teacher, finish or VAE's decoder goes on from it")
     train.add_argument("--threads", type=whole, help="CPU threads")
     train.add_argument("--size", type=whole, help="rows and columns of pixels, in place of the preset's")
 

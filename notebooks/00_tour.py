@@ -33,7 +33,8 @@ msk.doctor(short=True)
 # %% [markdown]
 # ## A kit and a picture
 #
-# A *kit* is all that a video is made with: a transformer, a head that reads tracks, an autoencoder, a text encoder.
+# A *kit* is all that a video is made with: a transformer, a head that reads tracks, an autoencoder, a text encoder;
+# in ours, too, a last touch that gives frames the picture's own pixels back (notebook 10).
 # `load` is the one door to kits: the tiny one comes with the package, `"wan2.2-5b"` would come through it as well. The
 # *drawn world* draws clips of simple things and knows where each of their points goes; it is all that the tiny kit was
 # trained on. The picture is the first frame of such a clip, from seeds that no training has touched.

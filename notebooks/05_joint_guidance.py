@@ -19,7 +19,7 @@
 # identities that any right implementation must have, and then sample a clip over a grid of scales in which a thing is
 # flicked across the picture while night falls. That grid is the last picture.
 #
-# *Run time: under a minute on a CPU; on a GPU not timed yet.*
+# *Run time: about a minute on a CPU; on a GPU not timed yet.*
 
 # %%
 try:

@@ -20,7 +20,7 @@
 # length of its training with sink and without, vary what is remembered and how much is made at once, and then ask the
 # shipped student, for which a sink changes nothing, why not. The last picture is the long run, with and without the sink.
 #
-# *Run time: under a minute on a CPU; on a GPU not timed yet.*
+# *Run time: about a minute on a CPU; on a GPU not timed yet.*
 
 # %%
 try:

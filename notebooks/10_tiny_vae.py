@@ -20,7 +20,7 @@
 # decoder from nothing. The last picture shows the frames around a cut, with the past and without, and how far each way is
 # from the uncut clip.
 #
-# *Run time: under a minute on a CPU; on a GPU not timed yet.*
+# *Run time: about a minute on a CPU; on a GPU not timed yet.*
 
 # %%
 try:
@@ -102,7 +102,7 @@ print(f"decoder at the paper's widths: {count(large):.2f} million weights;",
 # Ways to decode in pieces. **With the past**, handed from piece to piece. **Forgetting** it: each piece begins from
 # zeros. And the way of streams whose decoder has no memory to hand over: **decode the three latents before it again**
 # and throw their frames away: twice the work, and the right state as far as three latent frames reach back. Or only one
-# of them.
+# of them, which is enough where the decoder remembers for less than one latent frame.
 
 
 # %%
@@ -237,8 +237,9 @@ viz.grid([viz.strip(clips[:, -1], zoom=2) for clips in shown.values()], list(sho
 # Eyes and spots are gone, though the given picture has them. So what the kit streams is *finished*: tracks say where each
 # block of the picture is now (notebook 02), $m$, and three convolutions of 20 thousand weights say for each pixel how far to
 # go there: in the coarse, $a$, and in detail, $b$ (a bar is the mean of 5 x 5 pixels). They can add nothing of their own.
-# (An earlier finish could, and in a crowded clip made things up: from 35 dB to 20.) The paper has no such thing; ToonCrafter
-# (2405.17933) lets its decoder see the given frames. Here a hand drags a thing that it took hold of.
+# (Where one could, it made things up in crowded clips.) $a$ and $b$ lie between -1 and 1, and fade at the border of what is
+# carried. The paper has no such thing; ToonCrafter (2405.17933) lets its decoder see the given frames. Here a hand drags a
+# thing that it took hold of.
 #
 # $$\hat x \leftarrow \hat x + a\,\overline{(m - \hat x)} + b\,\big(m - \hat x - \overline{(m - \hat x)}\big)$$
 
@@ -364,7 +365,8 @@ viz.bars(chart, "milliseconds for 5 frames of 64 x 64", f"float32, on {kit.devic
 
 # %% [markdown]
 # And in the loop of the tiny kit, chunk by chunk, in its own fastest number type: where does the time go? (The preset
-# spares the pass that remembers a clean chunk, `clean=False`; for the picture we ask for it.) In the paper's loop the
+# spares the pass that remembers a clean chunk, `clean=False`; for the picture we ask for it. Without tracks nothing is
+# finished; with them that counts as decoding.) In the paper's loop the
 # full decoder takes 47 % of a chunk; with the tiny one 16.7 frames a second become 29.5, and LPIPS goes from 0.360 to
 # 0.365: hardly anything.
 

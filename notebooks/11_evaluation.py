@@ -72,7 +72,7 @@ viz.grid(charts, columns=2)
 # %% [markdown]
 # After a whole stripe, or two, everything is perfect again for the first two rulers, while each point is 4 or 8 pixels from
 # where it should be. Pictures are no stripes, but grass, sand and waves come close. On a frame of the drawn world,
-# damaged in ways we know (EPE as measured, of which below):
+# damaged in ways we know (how EPE is measured comes below):
 
 # %%
 from msk import trackers
