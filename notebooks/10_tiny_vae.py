@@ -255,6 +255,10 @@ print({name: f"{psnr(x, shot.truth)[:, 1:].mean().item():.2f} dB" for name, x in
 viz.grid([viz.strip(frames[0, 8::16], zoom=2) for frames in shown.values()], list(shown))
 
 # %% [markdown]
+# The leaf takes half of the boat along where it passes before it: its points speak for what lies about them, too. And here
+# the moved picture alone comes nearest to the truth. It knows nothing of light and weather, nor of what things uncover; the
+# finish has to serve where these count as well.
+#
 # ## Train one
 #
 # The paper keeps Wan's encoder as it is and trains a small decoder on its latents, from nothing (App. A: 200,000 steps of
