@@ -65,3 +65,39 @@ def kit():
     g = torch.Generator().manual_seed(2)
     made.dit.head.head.weight.copy_(torch.randn(made.dit.head.head.weight.shape, generator=g) * 0.3)
     return made
+
+
+# -- the page in a browser ---------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def browser():
+    from tests.pages.browser import open_browser
+    with open_browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture(scope="module")
+def canvas_options():
+    """What `serve` gets beside the exact environment, module by module."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def canvas(tmp_path_factory, canvas_options):
+    """The canvas on the exact environment, with all of its page: lobby and address."""
+    pytest.importorskip("gradio")
+    from tests.pages.serve import free_port, serve
+    page, lobby, url = serve("exact", free_port(), folder=tmp_path_factory.mktemp("takes"), **canvas_options)
+    yield lobby, url
+    lobby.close()
+    page.close(verbose=False)
+
+
+@pytest.fixture
+def stage(browser, canvas):
+    """A fresh page, ready to play; afterwards it must not have complained, nor asked anybody else for anything."""
+    from tests.pages.browser import Stage
+    stage = Stage(browser, canvas[1]).state("ready").wait("stage.current")
+    yield stage
+    stage.page.close()
+    assert stage.complaints == [] and stage.strangers == []

@@ -3,7 +3,6 @@ import io
 import json
 import re
 import shutil
-import socket as sockets
 import threading
 from dataclasses import replace
 
@@ -14,8 +13,8 @@ from PIL import Image
 
 from msk import grip
 from tests.pages import exact
-from tests.pages.browser import Stage, open_browser
-from tests.pages.serve import serve
+from tests.pages.browser import Stage
+from tests.pages.serve import free_port, serve
 from tests.test_live import until as until_soon
 
 W = exact.GEOMETRY.width
@@ -24,38 +23,6 @@ BALL = exact.BALL_AT[0] / W, exact.BALL_AT[1] / W
 
 def until(true):
     until_soon(true, seconds=60)
-
-
-def free_port():
-    with sockets.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as chromium:
-        yield chromium
-
-
-@pytest.fixture(scope="module")
-def canvas(tmp_path_factory):
-    """The canvas on the exact environment, with all of its page."""
-    pytest.importorskip("gradio")
-    page, lobby, url = serve("exact", free_port(), folder=tmp_path_factory.mktemp("takes"))
-    yield lobby, url
-    lobby.close()
-    page.close(verbose=False)
-
-
-@pytest.fixture
-def stage(browser, canvas):
-    """A fresh page, ready to play; afterwards it must not have complained, nor asked anybody else for anything."""
-    lobby, url = canvas
-    stage = Stage(browser, url).state("ready").wait("stage.current")
-    yield stage
-    stage.page.close()
-    assert stage.complaints == [] and stage.strangers == []
 
 
 def ball(frame):

@@ -12,9 +12,9 @@ from msk.live.replay import packed
 from msk.live.session import Session
 from msk.live.widget import RENDER, STAGE_JS, Pulled
 from tests.pages import exact
-from tests.pages.browser import Stage, open_browser
-from tests.pages.serve import serve
-from tests.test_canvas_browser import BALL, W, ball, free_port
+from tests.pages.browser import Stage
+from tests.pages.serve import free_port, serve
+from tests.test_canvas_browser import BALL, W, ball
 from tests.test_live import until as until_soon
 
 FPS = exact.GEOMETRY.fps
@@ -42,27 +42,8 @@ def watch(stream, steps=None, at=None):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with open_browser() as chromium:
-        yield chromium
-
-
-@pytest.fixture(scope="module")
-def canvas(tmp_path_factory):
-    pytest.importorskip("gradio")
-    page, lobby, url = serve("exact", free_port(), folder=tmp_path_factory.mktemp("takes"), eye=eye, watch=watch)
-    yield lobby, url
-    lobby.close()
-    page.close(verbose=False)
-
-
-@pytest.fixture
-def stage(browser, canvas):
-    """A fresh page, ready to play; afterwards it must not have complained."""
-    stage = Stage(browser, canvas[1]).state("ready").wait("stage.current")
-    yield stage
-    stage.page.close()
-    assert stage.complaints == [] and stage.strangers == []
+def canvas_options():
+    return {"eye": eye, "watch": watch}
 
 
 @pytest.fixture

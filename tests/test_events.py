@@ -14,8 +14,8 @@ from msk.live.post import HELD, MAX_POST, MAX_WAITING, PostLine, wrap
 from msk.live.protocol import Sample
 from tests.pages import exact
 from tests.pages.browser import Stage, open_browser
-from tests.pages.serve import serve
-from tests.test_canvas_browser import BALL, ball, free_port
+from tests.pages.serve import free_port, serve
+from tests.test_canvas_browser import BALL, ball
 from tests.test_live import is_frame, is_state, is_type, until, wait_for
 from tests.test_post import WRONG, Line, proof, words
 

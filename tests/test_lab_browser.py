@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests.pages.browser import Stage, open_browser
-from tests.test_canvas_browser import BALL, ball, free_port
+from tests.pages.serve import free_port
+from tests.test_canvas_browser import BALL, ball
 
 TOKEN = "for-this-test"
 CELL = """\

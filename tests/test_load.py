@@ -2,7 +2,7 @@
 import pytest
 
 from tests.pages.load import play
-from tests.test_canvas_browser import free_port
+from tests.pages.serve import free_port
 
 
 def test_eight_wait_in_line_while_one_plays(tmp_path):

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages.browser import open_browser
-
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 ABSOLUTE = re.compile(r"""(?<![\w.:/<])(/(?:home|Users|root|work|content|tmp|mnt|opt|var)/|[A-Z]:\\)""")
@@ -131,12 +129,6 @@ def test_a_run_that_leaves_out_a_picture_fails(shown, said, tmp_path):
     pytest_run = [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", "-p", "no:xdist", str(tmp_path)]
     ran = subprocess.run(pytest_run, cwd=tmp_path, capture_output=True, text=True)
     assert said in ran.stdout and "one.ipynb" in ran.stdout.split("notebooks, seconds")[1], ran.stdout
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
 
 
 @each

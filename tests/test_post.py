@@ -13,8 +13,8 @@ from msk.live.post import MAX_POST, MAX_WAITING, PostLine, unwrap, wrap
 from msk.live.protocol import ProtocolError, Sample
 from tests.pages import exact
 from tests.pages.browser import Stage, open_browser
-from tests.pages.serve import serve
-from tests.test_canvas_browser import BALL, ball, free_port
+from tests.pages.serve import free_port, serve
+from tests.test_canvas_browser import BALL, ball
 from tests.test_live import is_frame, is_state, is_type, knock, served, until, wait_for  # noqa: F401  served: a fixture
 
 W = exact.GEOMETRY.width

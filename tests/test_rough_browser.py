@@ -17,35 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pages.browser import Stage, open_browser
-from tests.pages.serve import serve
-from tests.test_canvas_browser import BALL, ball, free_port
+from tests.pages.browser import Stage
+from tests.pages.serve import free_port, serve
+from tests.test_canvas_browser import BALL, ball
 from tests.test_live import until as until_soon
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as chromium:
-        yield chromium
-
-
-@pytest.fixture(scope="module")
-def canvas(tmp_path_factory):
-    pytest.importorskip("gradio")
-    page, lobby, url = serve("exact", free_port(), folder=tmp_path_factory.mktemp("takes"))
-    yield lobby, url
-    lobby.close()
-    page.close(verbose=False)
-
-
-@pytest.fixture
-def stage(browser, canvas):
-    stage = Stage(browser, canvas[1]).state("ready").wait("stage.current")
-    yield stage
-    stage.page.close()
-    assert stage.complaints == [] and stage.strangers == []
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

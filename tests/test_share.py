@@ -3,8 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.pages.serve import serve
-from tests.test_canvas_browser import free_port
+from tests.pages.serve import free_port, serve
 
 SHARED = "0123abcd.gradio.live"
 

@@ -1,4 +1,5 @@
 """Serve the canvas by hand: `python -m tests.pages.serve [exact | KIT | random:PRESET] [PORT]`."""
+import socket as sockets
 import sys
 import time
 
@@ -6,6 +7,12 @@ import msk
 from demos import canvas
 
 from . import exact
+
+
+def free_port() -> int:
+    with sockets.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def serve(name: str = "exact", port: int = 7861, **options):
