@@ -30,7 +30,7 @@ class Finish(nn.Module):
         x = self.net(x.to(self.net[0].weight.dtype, memory_format=torch.channels_last))
         colour, detail = F.pixel_shuffle(x.float().contiguous(), 2).tanh().split(1, dim=1)      # [B * T, 1, H, W] each
         way = inside(carried[:, 3:]) * (carried[:, :3] - frames)
-        coarse = F.avg_pool2d(way, 5, stride=1, padding=2, count_include_pad=False)
+        coarse = around(way, 2)
         made = frames + colour * coarse + detail * (way - coarse)
         return (made.clamp(0, 1) if clamp else made).unflatten(0, moved.shape[:2])
 
@@ -40,5 +40,21 @@ def inside(near: Tensor, reach: int = 6) -> Tensor:
 
     There two pictures meet that need not fit, the moved one and the one that stays.
     """
-    share = F.avg_pool2d((near > 0).float(), 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)
+    share = around((near > 0).float(), reach)
     return (2 * share - 1).abs()
+
+
+def around(x: Tensor, reach: int) -> Tensor:
+    """x [..., H, W] -> the mean of what lies within `reach` rows and columns of each pixel, and in the picture.
+
+    As `F.avg_pool2d` without its padding, which takes each of (2 reach + 1)^2 pixels by itself: a fifth of the time.
+    """
+    for dim in (-1, -2):
+        size, place = x.shape[dim], torch.arange(x.shape[dim], device=x.device)
+        count = (place + reach).clamp(max=size - 1) - (place - reach).clamp(min=0) + 1
+        wide = F.pad(x, (reach, reach) if dim == -1 else (0, 0, reach, reach))
+        x = wide.narrow(dim, 0, size).clone()
+        for k in range(1, 2 * reach + 1):
+            x += wide.narrow(dim, k, size)
+        x /= count if dim == -1 else count[:, None]
+    return x

@@ -15,6 +15,12 @@ def conv(n_in: int, n_out: int, bias: bool = True, stride: int = 1) -> nn.Conv2d
     return nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=bias)
 
 
+def laid_out_as(model: Tensor, x: Tensor) -> Tensor:
+    """x, channels last in memory if `model` is: joining frames undoes it, and each convolution would turn them."""
+    last = model.is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 class Clamp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / 3) * 3
@@ -45,7 +51,8 @@ class Pool(nn.Module):
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         if self.times > 1:
-            x = torch.cat(x.unflatten(0, (-1, self.times, batch)).unbind(1), dim=2).flatten(0, 1)
+            parts = x.unflatten(0, (-1, self.times, batch)).unbind(1)
+            x = laid_out_as(x, torch.cat(parts, dim=2).flatten(0, 1))
         return self.conv(x)
 
 
@@ -62,7 +69,8 @@ class Grow(nn.Module):
     def forward(self, x: Tensor, batch: int) -> Tensor:
         x = self.conv(x)
         if self.times > 1:
-            x = torch.stack([part.unflatten(0, (-1, batch)) for part in x.chunk(self.times, dim=1)], dim=1).flatten(0, 2)
+            parts = [part.unflatten(0, (-1, batch)) for part in x.chunk(self.times, dim=1)]
+            x = laid_out_as(x, torch.stack(parts, dim=1).flatten(0, 2))
         return F.interpolate(x, scale_factor=self.space, mode="nearest") if self.space > 1 else x
 
 
@@ -133,9 +141,7 @@ class TinyVAE(nn.Module):
 
     def _enter(self, x: Tensor, weight: Tensor) -> Tensor:
         """[B, T, C, H, W] -> [T * B, C, H, W], in the weights' own type and memory format."""
-        x = x.transpose(0, 1).flatten(0, 1).to(weight.dtype)
-        last = weight.is_contiguous(memory_format=torch.channels_last)
-        return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return laid_out_as(weight, x.transpose(0, 1).flatten(0, 1).to(weight.dtype))
 
     def _leave(self, x: Tensor, batch: int) -> Tensor:
         return x.float().unflatten(0, (-1, batch)).transpose(0, 1)

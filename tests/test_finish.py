@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from msk import Kit, Stream, Tracks, evaluate, generate, hands, load
 from msk.config import PRESETS
-from msk.finish import Finish
+from msk.finish import Finish, around
 from msk.train import finish as stage
 from msk.train.loop import Budget, Learner, train
 from msk.world import World
@@ -46,6 +46,14 @@ def test_untrained_it_changes_nothing():
 def test_where_both_agree_there_is_nothing_to_do_whatever_it_learned(kit, close):
     made, moved, _ = clip(0)
     close(kit.finish(made, torch.cat([made, moved[:, :, 3:]], dim=2)), made, atol=1e-6)
+
+
+@pytest.mark.parametrize("reach", [2, 6])
+def test_around_a_pixel_is_the_mean_of_its_neighbours_in_the_picture(reach, close):
+    x = torch.rand(2, 3, 9, 16, generator=torch.Generator().manual_seed(0))
+    given = x.clone()
+    close(around(x, reach), F.avg_pool2d(x, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False))
+    assert torch.equal(x, given)
 
 
 def test_colours_are_mixed_alike_in_what_is_made_carried_and_true(close):

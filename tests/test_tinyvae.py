@@ -115,6 +115,19 @@ def test_memory_formats_and_bf16_are_only_speed(close):
     assert frames.dtype == torch.float32 and past[0].dtype == torch.bfloat16 and (frames - want).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_convolution_is_given_frames_laid_out_as_its_weights_are(layout, batch):
+    vae, laid_out = small().to(memory_format=layout), []
+    see = lambda layer, given: laid_out.append(given[0].is_contiguous(memory_format=layout))
+    for layer in vae.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_pre_hook(see)
+    latents = vae.encode(torch.rand(batch, 9, 3, 32, 32))
+    vae.decode(latents)
+    assert len(laid_out) > 10 and all(laid_out)
+
+
 def test_it_learns_from_frames_beyond_black_and_white():
     torch.manual_seed(0)
     vae = TinyVAE(PRESETS["toy"].vae)
