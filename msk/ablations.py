@@ -7,7 +7,6 @@ found stands beside what is found here, and whether the two agree is computed (`
 """
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from . import bench, hands, trackers, viz
 from .config import Preset, StreamConfig
-from .evaluate import Shown, by_student, by_teacher, epe, header, held_out, keep, psnr, save_strip, shown
+from .evaluate import Shown, by_student, by_teacher, earlier, epe, header, held_out, keep, psnr, save_strip, shown
 from .kit import Kit, load
 from .motion import TrackHead, cells, draw_ids, drawn
 from .tracks import Tracks
@@ -581,7 +580,8 @@ def run(model: str | Kit = "tiny", clips: int = 4, json_path=None, *, cases: tup
                  stream=asdict(student.preset.stream))
     report = header("ablations", student, machine=bench.device_name(student), threads=torch.get_num_threads(), rule=RULE,
                     asked=asked, cases={})
-    report["cases"] = earlier(json_path, report)
+    old = earlier(json_path, report, "machine", "asked") or {"cases": {}}
+    report["cases"] = {name: case for name, case in old["cases"].items() if case["complete"]}
     todo = {name: CASES[name] for name in CASES if name in cases and not report["cases"].get(name, {}).get("complete")}
     if len(todo) < len(cases) and not quiet:
         print(f"{json_path} holds {', '.join(name for name in cases if name not in todo)} already: these are kept")
@@ -605,17 +605,6 @@ def run(model: str | Kit = "tiny", clips: int = 4, json_path=None, *, cases: tup
                 yield
 
     return keep(report, rounds, sum(map(len, plans.values())), json_path, table, quiet, "measurement")
-
-
-def earlier(path, report: dict) -> dict:
-    """The finished cases of a report on the very same weights, asked for in the same way. Raises ValueError for another."""
-    if path is None or not Path(path).is_file():
-        return {}
-    old, report = json.loads(Path(path).read_text()), json.loads(json.dumps(report))
-    other = [key for key in ("suite", "revision", "machine", "dtype", "asked") if old.get(key) != report[key]]
-    if other:
-        raise ValueError(f"{path} holds a report with another {', '.join(other)}: name another file, or take it away")
-    return {name: case for name, case in old["cases"].items() if case["complete"]}
 
 
 # --- reporting ----------------------------------------------------------------------------------------------------

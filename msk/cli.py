@@ -162,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
     sampler(evaluate)
     evaluate.add_argument("--level", choices=["calm", "full"], help="how wild the drawn world is (calm)")
     evaluate.add_argument("--seed", type=int, help="of the first held-out clip; of real, of what is drawn by chance")
-    evaluate.add_argument("--json", metavar="F", help="write the figures there too")
+    evaluate.add_argument("--json", metavar="F", help="write the figures there too; world and ablations go on with it")
 
     train = command("train", run_train, "train a model from nothing, or go on")
     train.add_argument("stage", choices=["vae", "teacher", "causal", "distill", "finish", "all"])

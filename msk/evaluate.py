@@ -86,6 +86,11 @@ class Row:
     seen: list[int] = field(default_factory=list)             # how many that were
     extra: dict = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, summary: dict, width: int, clips: int) -> Row:
+        """The row that a summary is of, its first `clips` clips."""
+        return cls(width, **{name: values[:clips] for name, values in summary["each"].items()})
+
     def add(self, made: Tensor, truth: Tensor, found: Tensor, tracks: Tracks) -> None:
         for b in range(len(made)):
             self.psnr.append(psnr(made[b, 1:], truth[b, 1:]).mean().item())
@@ -95,14 +100,16 @@ class Row:
             self.seen.append(distances.numel())
 
     def summary(self) -> dict:
-        """psnr (dB), ssim, epe (pixels), epe_rel (epe / width), n (clips), and the standard error of epe over clips."""
+        """psnr (dB), ssim, epe (pixels), epe_rel (epe / width), n (clips), and the standard error of epe over clips; each:
+        what was measured, one value a clip."""
         n = len(self.psnr)
+        each = dict(psnr=self.psnr, ssim=self.ssim, distance=self.distance, seen=self.seen)
         if not n:
-            return dict(psnr=None, ssim=None, epe=None, epe_rel=None, n=0)
+            return dict(psnr=None, ssim=None, epe=None, epe_rel=None, n=0, each=each)
         mean = sum(self.distance) / max(1, sum(self.seen))
         spread = sum((d - mean * s) ** 2 for d, s in zip(self.distance, self.seen)) ** 0.5 / max(1, sum(self.seen))
         return dict(psnr=sum(self.psnr) / n, ssim=sum(self.ssim) / n, epe=mean, epe_rel=mean / self.width, n=n,
-                    epe_error=spread, points=sum(self.seen), **self.extra)
+                    epe_error=spread, points=sum(self.seen), **self.extra, each=each)
 
 
 # --- what makes the videos ------------------------------------------------------------------------------------------
@@ -204,8 +211,9 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
     model: a name for `load`, or a student's Kit (then `teacher` is its teacher's, if that is to be measured).
     frames: T, whole latent frames (45 pixel frames are four chunks of three). grid: tracks along each side of the frame; 0:
     one every four pixels. steps, solver: the teacher's (see `sample`), if not its preset's.
-    -> {"rows": {role: {psnr, ssim, epe, epe_rel, n, ...}}, ...}; written to json_path after each batch. The student has a
-    second row, `student_sparse`: 1 to 20 points as drawn by hand, measured at these points alone.
+    -> {"rows": {role: {psnr, ssim, epe, epe_rel, n, ..., each: {measure: one value a clip}}}, ...}; written to json_path
+    after each batch. What stands there already of these weights, asked for in the same way, is gone on with. The student has
+    a second row, `student_sparse`: 1 to 20 points as drawn by hand, measured at these points alone.
     """
     if suite != "world":
         raise ValueError(f"no suite called {suite!r} here: use 'world'; hands.run, words.run and ablations.run are others")
@@ -228,12 +236,20 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
     grid = grid or geometry.width // 4
     world = World(geometry, level)
     names = [name for role in ROLES if role in roles for name in (role, *(["student_sparse"] * (role == "student")))]
-    rows = {name: Row(geometry.width) for name in names}
     used = [student, *([kits["teacher"]] if "teacher" in roles else [])]
-    report = header(suite, *used, level=level, frames=frames, grid=grid, clip_seeds=[])
+    report = header(suite, *used, level=level, frames=frames, grid=grid, clip_seeds=[],
+                    asked=dict(seed=seed, rows=names, batch=batch, steps=steps, solver=solver))
+    old = earlier(json_path, report, "level", "frames", "grid", "asked")
+    done = len(old["clip_seeds"]) if old else 0
+    done = done if done >= clips else done // batch * batch         # a batch that was cut short is made whole
+    rows = {name: Row.of(old["rows"][name], geometry.width, done) if done else Row(geometry.width) for name in names}
+    report["clip_seeds"] = list(range(seed, seed + done))
+    report["rows"] = {name: row.summary() for name, row in rows.items()}
+    if done and not quiet:
+        print(f"{json_path} holds {done} clips already: these are kept")
 
     def rounds(bar):
-        for start in range(0, clips, batch):
+        for start in range(done, clips, batch):
             seeds = list(range(seed + start, seed + min(clips, start + batch)))
             measured = _batch(world, seeds, frames, grid, kits, names, bar)
             for name, parts in measured.items():
@@ -242,8 +258,7 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
             report["rows"] = {name: row.summary() for name, row in rows.items()}
             yield
 
-    report["rows"] = {name: row.summary() for name, row in rows.items()}
-    return keep(report, rounds, clips * len(names), json_path, table, quiet)
+    return keep(report, rounds, max(0, clips - done) * len(names), json_path, table, quiet)
 
 
 @dataclass(frozen=True)
@@ -336,6 +351,18 @@ def header(suite: str, kit: Kit, *others: Kit, **more) -> dict:
     return dict(suite=suite, model=kit.name, command=" ".join(["msk", *sys.argv[1:]]), device=str(kit.device),
                 dtype=str(kit.dtype).removeprefix("torch."), torch=torch.__version__, revision=_revision(kit, *others),
                 height=kit.geometry.height, width=kit.geometry.width, **more, complete=False)
+
+
+def earlier(path, report: dict, *asked: str) -> dict | None:
+    """The report that stands in a file, of the very same weights and asked for in the same way; None where there is none.
+    Raises ValueError for another, in what it says under the keys `asked` or in suite, weights or number type."""
+    if path is None or not Path(path).is_file():
+        return None
+    old, report = json.loads(Path(path).read_text()), json.loads(json.dumps(report))
+    other = [key for key in ("suite", "revision", "dtype", *asked) if old.get(key) != report[key]]
+    if other:
+        raise ValueError(f"{path} holds a report with another {', '.join(other)}: name another file, or take it away")
+    return old
 
 
 def keep(report: dict, rounds: Callable[[tqdm], Iterator], clips: int, json_path, table: Callable[[dict], str],

@@ -118,6 +118,28 @@ def test_an_interrupt_keeps_what_was_measured(pair, tmp_path, monkeypatch):
     assert written["rows"]["first_frame"]["n"] == 1 and written["clip_seeds"] == [HELD_OUT] and not written["complete"]
 
 
+def test_what_stands_in_the_file_is_gone_on_with(pair, tmp_path, monkeypatch):
+    """Three clips in batches of two, then six: the second batch was cut short, and is made whole."""
+    measure, asked = evaluate._batch, []
+
+    def noted(world, seeds, *rest):
+        asked.append([seed - HELD_OUT for seed in seeds])
+        return measure(world, seeds, *rest)
+
+    monkeypatch.setattr(evaluate, "_batch", noted)
+    path, settings = tmp_path / "e.json", SMALL | dict(roles=("student", "first_frame"), batch=2)
+    at_once = evaluate.run(model=pair[0], **settings | dict(clips=6))
+    evaluate.run(model=pair[0], json_path=path, **settings | dict(clips=3))
+    parts = evaluate.run(model=pair[0], json_path=path, **settings | dict(clips=6))
+    assert asked == [[0, 1], [2, 3], [4, 5]] + [[0, 1], [2]] + [[2, 3], [4, 5]]
+    assert parts["rows"] == at_once["rows"] and parts["clip_seeds"] == at_once["clip_seeds"] and parts["complete"]
+    fewer = evaluate.run(model=pair[0], json_path=path, **settings | dict(clips=2))
+    assert len(asked) == 7 and fewer["rows"] == parts["rows"], "what was measured is not thrown away"
+    with pytest.raises(ValueError, match="e.json holds a report with another frames, asked: name another file, or take it"):
+        evaluate.run(model=pair[0], json_path=path, **settings | dict(frames=9, batch=1))
+    assert json.loads(path.read_text())["rows"] == parts["rows"]
+
+
 def test_a_student_clip_is_the_stream_that_the_canvas_plays(kit):
     from msk.stream import Stream
     g = torch.Generator().manual_seed(4)
