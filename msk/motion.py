@@ -106,13 +106,27 @@ def apart(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def in_between(way: Tensor, block: int) -> Tensor:
+    """How far blocks went, [T, h, w, 2] in pixels -> how far their pixels went, [T, h * block, w * block, 2].
+
+    Of neighbours that go together, what lies between their centres goes in between: a thing that turns or grows would show
+    them else. Where two differ by a whole block or more there is an edge, and each goes as one.
+    """
+    way = way.permute(0, 3, 1, 2).contiguous()
+    edge = (F.max_pool2d(way, 3, 1, 1) + F.max_pool2d(-way, 3, 1, 1)).amax(dim=1, keepdim=True) >= block
+    alone = F.interpolate(torch.cat([way, edge.float()], dim=1), scale_factor=block, mode="nearest")
+    smooth = F.interpolate(way, scale_factor=block, mode="bilinear", align_corners=False)
+    return torch.where(alone[:, 2:] > 0, alone[:, :2], smooth).permute(0, 2, 3, 1)
+
+
 @torch.no_grad()
 def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple[Tensor, Tensor]:
     """The given picture as its tracks move it: picture [B, 3, H, W] -> frames [B, T, 3, H, W], and near [B, T, H/4, W/4].
 
-    Each block of pixels goes with the visible track nearest to its centre, if one is within reach and knows its origin; the
-    others stay. A track reaches as far as its next neighbour began, at least `reach` pixels and at most twice as many: one
-    that is alone speaks for more. near: 1 where a track runs through the centre, 0 as far as it reaches. No parameters.
+    Each block of pixels goes with the visible track nearest to its centre, if one is within reach and knows its origin (and
+    where neighbours go together, its pixels go `in_between`); the others stay. A track reaches as far as its next neighbour
+    began, at least `reach` pixels and at most twice as many: one that is alone speaks for more. near: 1 where a track runs
+    through the centre, 0 as far as it reaches. No parameters.
 
     What lay there may have gone with another track: pixels are of the track nearest to them in the picture, and where that
     has left by more than it was away, the block is filled from around it (`fill_in`), and near is a quarter.
@@ -147,7 +161,7 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
             were = torch.where(with_it, (began[theirs] - began[who]).norm(dim=-1), away[shown])
             gone = (left > were.clamp_min(block)) & placed[i].gather(1, theirs) & (away < spans[whose])[shown]
             gone &= ~gone.all(dim=1, keepdim=True)                          # with nothing around, what was there has to do
-        source = torch.stack([columns, rows], dim=-1) - pixels(way)                                 # [T, H, W, 2]
+        source = torch.stack([columns, rows], dim=-1) - in_between(blocks(way), block)[:, :height, :width]  # [T, H, W, 2]
         source = torch.stack([source[..., 0] * 2 / width - 1, source[..., 1] * 2 / height - 1], dim=-1)     # in [-1, 1]
         taken = F.grid_sample(picture[i].expand(t, -1, -1, -1), source, padding_mode="border", align_corners=False)
         mean = F.avg_pool2d(taken, block, ceil_mode=True)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from msk.config import PRESETS, Geometry, TrackConfig
-from msk.motion import TrackHead, carry, draw_ids, embed_ids, fill_in, splat, warp
+from msk.motion import TrackHead, carry, draw_ids, embed_ids, fill_in, in_between, splat, warp
 from msk.tracks import Tracks
 
 G = Geometry(32, 48)                # 4 x 6 cells
@@ -299,6 +299,29 @@ def test_half_a_pixel_is_half_a_pixel(close):
     tracks = Tracks.grid(G, 8, frames=2)
     tracks.xy[:, 1, :, 0] += 0.5
     close(warp(tracks, ramp, 12.)[0][:, 1, :, :, 1:], ramp[..., 1:] - 0.5 / 48, atol=1e-5)
+
+
+def test_what_turns_and_grows_shows_no_blocks(close):
+    """A point in the middle of each block; a slope in x and y, on which a pixel says where it came from."""
+    y, x = torch.meshgrid(torch.arange(32) + .5, torch.arange(48) + .5, indexing="ij")
+    slope = torch.stack([x / 48, y / 32, 0 * x])[None]
+    at = torch.cartesian_prod(torch.arange(2., 32, 4), torch.arange(2., 48, 4)).flip(-1)
+    turn = torch.tensor([[1.15, -.1], [.1, 1.15]])                                      # by 5 degrees, and larger
+    middle = torch.tensor([24., 16.])
+    came = (at - middle) @ torch.linalg.inv(turn).T + middle                            # so that it is in the middle later
+    frames, _ = warp(Tracks.of(torch.stack([came, at])), slope, 12.)
+    want = (torch.stack([x, y], dim=-1) - middle) @ torch.linalg.inv(turn).T + middle
+    inner = frames[0, 1, :2, 4:-4, 4:-4].permute(1, 2, 0) * torch.tensor([48., 32.])
+    close(inner, want[4:-4, 4:-4], atol=1e-3)
+
+
+def test_at_an_edge_a_block_goes_as_one(close):
+    way = torch.zeros(1, 6, 6, 2)
+    way[:, :, 3:, 0] = 4
+    close(in_between(way, 4), way.repeat_interleave(4, 1).repeat_interleave(4, 2))
+    way[:, :, 3:, 0] = 3.9
+    between = in_between(way, 4)[0, 0, :, 0]
+    close(between[9:15], torch.tensor([0.] + [3.9 * k / 8 for k in (1, 3, 5, 7)] + [3.9]))
 
 
 def test_a_track_that_does_not_know_its_origin_carries_nothing(close):
