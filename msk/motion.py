@@ -106,27 +106,61 @@ def apart(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def in_between(way: Tensor, block: int) -> Tensor:
-    """How far blocks went, [T, h, w, 2] in pixels -> how far their pixels went, [T, h * block, w * block, 2].
+def times(a: Tensor, d: Tensor) -> Tensor:
+    """Ways d [..., 2], turned by the angle of a [..., 2] and as many times as long as a is: a product of complex numbers."""
+    (p, q), (x, y) = a.unbind(dim=-1), d.unbind(dim=-1)
+    return torch.stack([p * x - q * y, p * y + q * x], dim=-1)
 
-    Of neighbours that go together, what lies between their centres goes in between: a thing that turns or grows would show
-    them else. Where two differ by a whole block or more there is an edge, and each goes as one.
+
+def turned_back(xy: Tensor, began: Tensor, known: Tensor, within: Tensor, count: int = 8, alike: float = 0.2) -> Tensor:
+    """a [T, N, 2], for `times`: what is at xy + d now, about a track, was at began + a d; (1, 0) if nothing turned or grew.
+
+    xy [T, N, 2], where `known` [T, N]; began [N, 2]; all in pixels. Of its `count` nearest neighbours, those no farther than
+    `within` [N], each gives an a of its own, and the most that are alike are believed: those that went with it, as across an
+    edge no two are alike but by chance. If they are fewer than three, none is.
     """
-    way = way.permute(0, 3, 1, 2).contiguous()
+    count, none = min(count, len(began) - 1), xy.new_tensor([1., 0.])
+    if count < 3:
+        return none.expand_as(xy)
+    away, near = apart(began, began).fill_diagonal_(torch.inf).topk(count, largest=False)              # [N, K]
+    heard = known[:, near] & known[..., None] & (away < within[:, None])                            # [T, N, K]
+    now, then = xy[:, near] - xy[:, :, None], began[near] - began[:, None]                          # [T, N, K, 2], [N, K, 2]
+    mirror = xy.new_tensor([1., -1.])
+    square = then.square().sum(dim=-1, keepdim=True).clamp_min(1)
+    each = times(then * mirror, now) / square                                               # now / then: it does not go to 0
+    gap = (each[:, :, None] - each[:, :, :, None]).square().sum(dim=-1)                             # [T, N, K, K]
+    same = (gap < alike ** 2) & heard[:, :, None] & heard[..., None]
+    votes, best = same.sum(dim=-1).max(dim=-1)                                                          # [T, N]
+    same = same.gather(2, best[..., None, None].expand(-1, -1, 1, count))[:, :, 0, :, None]            # [T, N, K, 1]
+    mean = (same * square * each).sum(dim=2) / (same * square).sum(dim=2).clamp_min(1)
+    back = mean * mirror / mean.square().sum(dim=-1, keepdim=True).clamp_min(0.05)
+    return torch.where((votes >= 3)[..., None], back, none)
+
+
+def spread(way: Tensor, turn: Tensor, block: int) -> Tensor:
+    """How far blocks went and how they are turned back, [T, h, w, 2] each -> how far their pixels went, [T, H, W, 2].
+
+    A pixel between the centres of blocks that go together goes in between; where two neighbours differ by a whole block or
+    more there may be an edge, and each goes by itself, as it turns.
+    """
+    way, turn = (x.permute(0, 3, 1, 2).contiguous() for x in (way, turn))
     edge = (F.max_pool2d(way, 3, 1, 1) + F.max_pool2d(-way, 3, 1, 1)).amax(dim=1, keepdim=True) >= block
-    alone = F.interpolate(torch.cat([way, edge.float()], dim=1), scale_factor=block, mode="nearest")
     smooth = F.interpolate(way, scale_factor=block, mode="bilinear", align_corners=False)
-    return torch.where(alone[:, 2:] > 0, alone[:, :2], smooth).permute(0, 2, 3, 1)
+    own = F.interpolate(torch.cat([way, turn, edge.float()], dim=1), scale_factor=block, mode="nearest").permute(0, 2, 3, 1)
+    way, turn, edge = own.split([2, 2, 1], dim=-1)
+    y, x = (torch.arange(size, device=way.device) % block + 0.5 - block / 2 for size in way.shape[1:3])
+    off = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)                              # [H, W, 2], from the centre
+    return torch.where(edge > 0, way + off - times(turn, off.expand_as(way)), smooth.permute(0, 2, 3, 1))
 
 
 @torch.no_grad()
 def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple[Tensor, Tensor]:
     """The given picture as its tracks move it: picture [B, 3, H, W] -> frames [B, T, 3, H, W], and near [B, T, H/4, W/4].
 
-    Each block of pixels goes with the visible track nearest to its centre, if one is within reach and knows its origin (and
-    where neighbours go together, its pixels go `in_between`); the others stay. A track reaches as far as its next neighbour
-    began, at least `reach` pixels and at most twice as many: one that is alone speaks for more. near: 1 where a track runs
-    through the centre, 0 as far as it reaches. No parameters.
+    Each block of pixels goes with the visible track nearest to its centre, if one is within reach and knows its origin, and
+    turns and grows with it (`turned_back`, `spread`); the others stay. A track reaches as far as its next neighbour began,
+    at least `reach` pixels and at most twice as many: one that is alone speaks for more. near: 1 where a track runs through
+    the centre, 0 as far as it reaches. No parameters.
 
     What lay there may have gone with another track: pixels are of the track nearest to them in the picture, and where that
     has left by more than it was away, the block is filled from around it (`fill_in`), and near is a quarter.
@@ -146,22 +180,26 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
     for i in range(b):                                                          # clip by clip: [T, M, N] is large
         gone = torch.zeros(t, len(centres), dtype=torch.bool, device=device)
         distance, way = torch.ones_like(gone, dtype=torch.float), centres.new_zeros(t, len(centres), 2)
+        turn = torch.tensor([1., 0.], device=device).expand_as(way)
         if n:
             began = origin[i].float().nan_to_num(1e4)
             spans = apart(began, began).fill_diagonal_(torch.inf).amin(dim=1).clamp(reach, 2 * reach)           # [N]
             distance, who = apart(centres.expand(t, -1, -1), xy[i]).min(dim=-1)                     # [T, M]
             distance = distance / spans[who]
             with_it = distance < 1
-            way = went[i].gather(1, who[..., None].expand(-1, -1, 2)) * with_it[..., None]
+            of = lambda z, who: z.gather(1, who[..., None].expand(-1, -1, 2))                       # [T, N, 2] -> [T, M, 2]
+            turn = torch.where(with_it[..., None], of(turned_back(xy[i], began, known[i], 2 * spans), who), turn)
+            step, off = of(went[i], who), centres - of(xy[i], who)
+            way = (step + off - times(turn, off)) * with_it[..., None]
             column, row = ((centres - way) / block).long().unbind(-1)
             shown = row.clamp(0, len(y) - 1) * len(x) + column.clamp(0, len(x) - 1)     # [T, M]: which block of the picture
             away, whose = apart(centres, began).min(dim=-1)                                         # [M]
             theirs = whose[shown]
-            left = (went[i].gather(1, theirs[..., None].expand(-1, -1, 2)) - way).norm(dim=-1)
+            left = (of(went[i], theirs) - step * with_it[..., None]).norm(dim=-1)
             were = torch.where(with_it, (began[theirs] - began[who]).norm(dim=-1), away[shown])
             gone = (left > were.clamp_min(block)) & placed[i].gather(1, theirs) & (away < spans[whose])[shown]
             gone &= ~gone.all(dim=1, keepdim=True)                          # with nothing around, what was there has to do
-        source = torch.stack([columns, rows], dim=-1) - in_between(blocks(way), block)[:, :height, :width]  # [T, H, W, 2]
+        source = torch.stack([columns, rows], dim=-1) - spread(blocks(way), blocks(turn), block)[:, :height, :width]
         source = torch.stack([source[..., 0] * 2 / width - 1, source[..., 1] * 2 / height - 1], dim=-1)     # in [-1, 1]
         taken = F.grid_sample(picture[i].expand(t, -1, -1, -1), source, padding_mode="border", align_corners=False)
         mean = F.avg_pool2d(taken, block, ceil_mode=True)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from msk.config import PRESETS, Geometry, TrackConfig
-from msk.motion import TrackHead, carry, draw_ids, embed_ids, fill_in, in_between, splat, warp
+from msk.motion import TrackHead, carry, draw_ids, embed_ids, fill_in, splat, spread, turned_back, warp
 from msk.tracks import Tracks
 
 G = Geometry(32, 48)                # 4 x 6 cells
@@ -242,7 +242,7 @@ def test_where_a_thing_was_there_is_ground_once_it_has_left(close):
     tracks = Tracks.of(torch.cat([thing, rest]).expand(3, -1, -1).clone())
     tracks.xy[0, 1:, :4, 0] += torch.tensor([[2.], [28.]])
     frames, near = warp(tracks, picture, 12.)
-    assert frames[0, 1, :, 12:20, 8:12].min() > .95, "a nudge uncovers nothing"
+    assert frames[0, 1, :, 13:19, 8:12].min() > .95, "a nudge uncovers nothing"
     assert (frames[0, 2, :, 12:20, 4:12] - ground[0, :, 12:20, 4:12]).abs().max() < .1
     assert 0 < near[0, 2, 3, 1] < near[0, 0, 3, 1] / 2
     close(frames[0, 2, :, 12:20, 32:40], picture[0, :, 12:20, 4:12])
@@ -301,26 +301,61 @@ def test_half_a_pixel_is_half_a_pixel(close):
     close(warp(tracks, ramp, 12.)[0][:, 1, :, :, 1:], ramp[..., 1:] - 0.5 / 48, atol=1e-5)
 
 
-def test_what_turns_and_grows_shows_no_blocks(close):
-    """A point in the middle of each block; a slope in x and y, on which a pixel says where it came from."""
-    y, x = torch.meshgrid(torch.arange(32) + .5, torch.arange(48) + .5, indexing="ij")
-    slope = torch.stack([x / 48, y / 32, 0 * x])[None]
-    at = torch.cartesian_prod(torch.arange(2., 32, 4), torch.arange(2., 48, 4)).flip(-1)
-    turn = torch.tensor([[1.15, -.1], [.1, 1.15]])                                      # by 5 degrees, and larger
+def turning(degrees, size, to):
+    """Points in the middle of each block of a picture of 32 x 48, where they are now (`to`), and where they were before all
+    turned about the middle and grew."""
+    angle = torch.tensor(degrees).deg2rad()
+    turn = size * torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])
     middle = torch.tensor([24., 16.])
-    came = (at - middle) @ torch.linalg.inv(turn).T + middle                            # so that it is in the middle later
-    frames, _ = warp(Tracks.of(torch.stack([came, at])), slope, 12.)
-    want = (torch.stack([x, y], dim=-1) - middle) @ torch.linalg.inv(turn).T + middle
-    inner = frames[0, 1, :2, 4:-4, 4:-4].permute(1, 2, 0) * torch.tensor([48., 32.])
-    close(inner, want[4:-4, 4:-4], atol=1e-3)
+    return (to - middle) @ torch.linalg.inv(turn).T + middle
 
 
-def test_at_an_edge_a_block_goes_as_one(close):
-    way = torch.zeros(1, 6, 6, 2)
+BLOCKS = torch.cartesian_prod(torch.arange(2., 32, 4), torch.arange(2., 48, 4)).flip(-1)
+
+
+@pytest.mark.parametrize("degrees, size", [(0., 1.), (4., 1.1), (35., 1.45), (-80., 0.9), (180., 1.)])
+def test_what_turns_and_grows_shows_no_blocks(degrees, size, close):
+    """On a slope in x and y a pixel says where it came from."""
+    y, x = torch.meshgrid(torch.arange(32) + .5, torch.arange(48) + .5, indexing="ij")
+    pixel = torch.stack([x, y], dim=-1)
+    came = turning(degrees, size, BLOCKS)
+    frames, _ = warp(Tracks.of(torch.stack([came, BLOCKS])), (pixel / torch.tensor([48., 32.])).permute(2, 0, 1)[None], 12.)
+    told = frames[0, 1].permute(1, 2, 0) * torch.tensor([48., 32.])
+    want = turning(degrees, size, pixel)
+    inner = ((want > 4) & (want < torch.tensor([44., 28.]))).all(dim=-1) & ((pixel > 4) & (pixel < 28)).all(dim=-1)
+    close(told[inner], want[inner], atol=2e-3)
+    assert inner.sum() > 100
+
+
+def test_a_track_turns_as_those_about_it_do_and_not_as_those_beyond_an_edge(close):
+    """The left half turns by a quarter, the right one stays; a few in each have gone astray."""
+    at = BLOCKS[BLOCKS[:, 0] != 22]
+    left = at[:, 0] < 24
+    now = torch.where(left[:, None], turning(90., 1., at), at)
+    astray = torch.rand(len(at), generator=torch.Generator().manual_seed(0)) < .1
+    now = now + 9. * astray[:, None]
+    a = turned_back(now[None], at, torch.ones(1, len(at), dtype=torch.bool), torch.full((len(at),), 14.))[0]
+    want = torch.where(left[:, None], torch.tensor([0., 1.]), torch.tensor([1., 0.]))
+    right = ((a - want).norm(dim=-1) < .05) | astray
+    assert right.float().mean() > .97
+
+
+def test_what_is_heard_of_too_few_or_of_none_is_not_believed(close):
+    at = torch.tensor([[10., 10.], [14., 10.], [10., 14.], [14., 14.]])
+    now, none, far = turning(90., 1., at)[None], torch.tensor([1., 0.]), torch.full((4,), 14.)
+    turn = lambda known=4, within=far, count=4: turned_back(now[:, :count], at[:count], torch.arange(count)[None] < known,
+                                                            within[:count])
+    close(turn(), torch.tensor([0., 1.]).expand(1, 4, 2))
+    for few in (turn(known=3), turn(within=far / 4), turn(count=3), turn(count=1)):
+        close(few, none.expand_as(few))
+
+
+def test_at_an_edge_a_block_goes_by_itself_and_elsewhere_pixels_go_in_between(close):
+    way, still = torch.zeros(1, 6, 6, 2), torch.tensor([1., 0.]).expand(1, 6, 6, 2)
     way[:, :, 3:, 0] = 4
-    close(in_between(way, 4), way.repeat_interleave(4, 1).repeat_interleave(4, 2))
+    close(spread(way, still, 4), way.repeat_interleave(4, 1).repeat_interleave(4, 2))
     way[:, :, 3:, 0] = 3.9
-    between = in_between(way, 4)[0, 0, :, 0]
+    between = spread(way, still, 4)[0, 0, :, 0]
     close(between[9:15], torch.tensor([0.] + [3.9 * k / 8 for k in (1, 3, 5, 7)] + [3.9]))
 
 
