@@ -62,12 +62,14 @@ class Case:
 
     paths: s [T] in [0, 1] over the clip, t [T] in seconds -> a path [T, 2] of each dragged thing's centre: ahead and aside
     from the middle of the picture, in half frames; each scene has a heading of its own. told: s -> for each of them, when
-    [T] the hand holds it; None: always. pins: are points of the background told to stay?
+    [T] the hand holds it; None: always. pins: are points of the background told to stay? turns: s -> by what angle [T] the
+    thing turns and by what factor [T] it grows; it is held by two of its points then.
     """
     says: str
     paths: Callable[[Tensor, Tensor], list[Tensor]]
     told: Callable[[Tensor], list[Tensor]] | None = None
     pins: bool = False
+    turns: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 CASES = {
@@ -77,6 +79,8 @@ CASES = {
     "pinned": Case("the same drag with pins on the background", lambda s, t: [line(across(s))], pins=True),
     "flick": Case("all the way in a tenth of the clip", lambda s, t: [line(across((s - .4) / .1))]),
     "reversal": Case("there and, at once, back", lambda s, t: [line(.3 - .6 * (2 * s - 1).abs())]),
+    "turned": Case("by two of its points a thing is turned, and grows by a third", lambda s, t: [line(0 * s)],
+                   turns=lambda s: (.8 * ease(s), 1 + ease(s) / 3)),
     "off": Case("off the frame and back",
                 lambda s, t: [line(.2 + 1.3 * ((.5 - (s - .5).abs() - .15) / .3).clamp(0, 1))]),
     "release": Case("dragged, then let go: it stays", lambda s, t: [line(across(s / .5))], told=lambda s: [s < .55]),
@@ -100,13 +104,17 @@ class Take:
     rest: Tracks
 
 
-def staged(scene: Scene, things: list[int], paths: Tensor) -> Scene:
-    """The scene with nothing stirring but some of its things, whose centres go along paths [T, len(things), 2]."""
+def staged(scene: Scene, things: list[int], paths: Tensor, turns: tuple[Tensor, Tensor] | None = None) -> Scene:
+    """The scene with nothing stirring but some of its things, whose centres go along paths [T, len(things), 2]; turns: by
+    what angle, and factor of size, [T] each."""
     hold = lambda x: x[:, :1].expand_as(x).clone()
-    centre = hold(scene.centre)
+    centre, turn, size = hold(scene.centre), hold(scene.turn), hold(scene.size)
     centre[:, :, things] = paths
+    if turns:
+        turn[:, :, things] += turns[0][:, None]
+        size[:, :, things] *= turns[1][:, None]
     stiff = scene.bend * scene.bend.new_tensor([1, 1, 0, 1, 1, 0])                     # bent, but for good
-    return replace(scene.quiet(), centre=centre, size=hold(scene.size), turn=hold(scene.turn), bend=stiff)
+    return replace(scene.quiet(), centre=centre, size=size, turn=turn, bend=stiff)
 
 
 @torch.no_grad()
@@ -126,7 +134,7 @@ def take(world: World, case: Case, seed: int, frames: int, max_id: int = 64, see
     things = scene.there[0].nonzero()[-paths.shape[1]:, 0].tolist()                     # the nearest: nothing covers them
     if len(things) < paths.shape[1]:
         return None
-    played, seen = staged(scene, things, paths), list(range(frames)) if seen is None else seen
+    played, seen = staged(scene, things, paths, case.turns and case.turns(s)), list(range(frames)) if seen is None else seen
     scene = played.when(seen)
     clip = Clip(scene.render(), [plain(captions[0])], scene)
     moved = torch.tensor(things) + 1
@@ -135,11 +143,15 @@ def take(world: World, case: Case, seed: int, frames: int, max_id: int = 64, see
     points = chosen(points, points.visible[0].any(dim=0).nonzero()[:, 0].tolist())
     size, layer = torch.tensor([geometry.width, geometry.height]), scene.track(points.xy[:, 0])[2][0]
     handles = []
-    for k, start in zip(moved, paths[0]):                               # hands take a thing by its middle
+    for k, start in zip(moved, paths[0]):                               # hands take a thing by its middle,
         away = (points.xy[0, 0] - (start + 1) / 2 * size).norm(dim=-1).masked_fill(layer != k, math.inf)
-        if away.isinf().all():
+        if away.isinf().sum() > len(away) - (2 if case.turns else 1):
             return None
-        handles.append(int(away.argmin()))
+        if case.turns:                                                  # or by its two ends, to turn it
+            between = torch.cdist(points.xy[0, 0], points.xy[0, 0]) * ((layer == k)[:, None] & (layer == k))
+            handles += divmod(int(between.argmax()), len(away))
+        else:
+            handles.append(int(away.argmin()))
     on_thing = torch.isin(layer, moved)
     thing, rest = (chosen(points, on.nonzero()[:POINTS, 0].tolist()) for on in (on_thing, ~on_thing))
     dragged = chosen(points, handles)

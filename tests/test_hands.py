@@ -62,6 +62,17 @@ def test_all_but_the_dragged_thing_stays_and_the_thing_is_stiff(take):
     torch.testing.assert_close(way, way[:, :, :1].expand_as(way), atol=1e-3, rtol=0)
 
 
+def test_a_thing_that_is_turned_turns_about_its_middle_and_grows_and_so_do_the_two_points_that_hold_it(take):
+    shot, (angle, grown) = take("turned"), (x[-1].item() for x in hands.CASES["turned"].turns(torch.ones(2)))
+    assert angle == pytest.approx(.8) and grown == pytest.approx(4 / 3) and shot.dragged.xy.shape[2] == 2
+    turn = grown * torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    middle = torch.tensor([WIDTH / 2, WIDTH / 2])
+    for points in (shot.dragged, shot.told, shot.thing):
+        want = (points.xy[0, 0] - middle) @ turn.T + middle
+        torch.testing.assert_close(points.xy[0, -1], want, atol=.05, rtol=0)
+    torch.testing.assert_close(shot.rest.xy, shot.rest.xy[:, :1].expand_as(shot.rest.xy), atol=1e-3, rtol=0)
+
+
 def test_two_things_go_opposite_ways(take):
     first, second = (take("opposite").dragged.xy[0, -1] - take("opposite").dragged.xy[0, 0])
     torch.testing.assert_close(first, -second, atol=1e-3, rtol=0)
