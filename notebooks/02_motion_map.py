@@ -257,9 +257,10 @@ viz.curves(share, "tracks in the picture", "share found again",
 #
 # The paper's map says *which* point is where, and a transformer of a billion weights looks up in the first frame what
 # that point looks like. Ours has a few million, so its tracks may also carry the given picture with them (`motion.carry`;
-# Wan-Move, 2512.08765, carries latents). No weights in it: a block of pixels goes with the track nearest to it, and the
-# moved picture is encoded. The big models use ids alone. A latent has 12 channels here; four more say how near a track
-# is, one for each of the four pixel frames. So the whole map is 32 + 16 = 48 channels wide.
+# Wan-Move, 2512.08765, carries latents). No weights in it: a block of pixels goes with the track nearest to it, turns and
+# grows as that one's neighbours do, and the moved picture is encoded. The big models use ids alone. A latent has 12
+# channels here; four more say how near a track is, one for each of the four pixel frames. So the whole map is 32 + 16 = 48
+# channels wide.
 
 # %%
 from msk.motion import carry, warp
