@@ -73,7 +73,8 @@ class Report:
 
 
 def doctor(short: bool = False) -> Report:
-    """Examine this machine; nothing is downloaded, started or changed. short: what a notebook needs to say of it."""
+    """Examine this machine; nothing is downloaded, started or changed. short: what a notebook needs to say of it, without
+    what the models would need, whose counting takes seconds."""
     device = best_device()
     dtype = best_dtype(device)
     memory_free, memory = memory_gib()
@@ -88,11 +89,11 @@ def doctor(short: bool = False) -> Report:
         free, total = torch.cuda.mem_get_info(device)
         facts |= dict(gpu_gib=total / 2**30, gpu_free_gib=free / 2**30)
     facts["extras"] = {name: _extra(name) for name in EXTRAS}
-    facts["models"] = {name: _model(name) for name in PRESETS if name != "toy"}
+    facts["models"] = {} if short else {name: _model(name) for name in PRESETS if name != "toy"}
 
     missing = [f"{about['install']}   # {EXTRAS[name][1]}" for name, about in facts["extras"].items()
                if not about["here"] and (name != "flash" or device.type == "cuda")]
-    if not facts["models"]["tiny"]["here"]:
+    if not _kept("tiny")[1]:
         missing.append("msk train all --preset tiny   # the tiny model's weights are not here")
     if facts["wait_policy"] != "passive" and device.type == "cpu":
         say = "set" if sys.platform == "win32" else "export"
@@ -110,12 +111,16 @@ def _extra(name: str) -> dict:
     return dict(here=not absent, missing=absent, install=install, about=about)
 
 
-def _model(name: str) -> dict:
+def _kept(name: str) -> tuple[Preset, Path | None]:
+    """The preset, as its weights have it where they are here, and their folder."""
     preset, folder = PRESETS[name], assets() / name
     if (folder / "config.json").is_file():
-        preset = Preset.from_dict(json.loads((folder / "config.json").read_text()))
-    else:
-        folder = cached(preset.repo)
+        return Preset.from_dict(json.loads((folder / "config.json").read_text())), folder
+    return preset, cached(preset.repo)
+
+
+def _model(name: str) -> dict:
+    preset, folder = _kept(name)
     parameters = count(preset.dit)
     size = 2 * parameters / 2**30
     g = preset.geometry

@@ -366,7 +366,8 @@ def film(made: Tensor, shot: Take, label: str, count: int = 9):
     dragged = shot.dragged.xy.shape[2]
     colours = [*COLOURS[:dragged], *[RED] * (shot.told.xy.shape[2] - dragged)]
     told = shot.told.when(shot.seen)
-    rows = [strip(draw_tracks(frames[0], told, zoom=2, colours=colours), count) for frames in (shot.truth, made)]
+    drawn = lambda frames: draw_tracks(frames[0], told, zoom=2, colours=colours, count=count)
+    rows = [strip(drawn(frames), count) for frames in (shot.truth, made)]
     return grid(rows, [f"{label}; {shot.caption}, seed {shot.seed}. Truth:", "made:"])
 
 

@@ -133,7 +133,7 @@ def clip_rows(kit: Kit, path: Path, frames: int, count: int, method: str, seed: 
     fresh = lambda tracks: tracks.with_ids(draw_ids(1, tracks.ids.shape[1], kit.preset.tracks.max_id, g).to(kit.device))
     told = {"student": fresh(dense),
             "student_sparse": fresh(replace(own, visible=own.visible & hand.visible.any(dim=1, keepdim=True)))}
-    shown = [strip(draw_tracks(truth[0], asked, zoom=2), 9)]
+    shown = [strip(draw_tracks(truth[0], asked, zoom=2, count=9), 9)]
     for name in NAMES:
         tracks, found = hand if name == "student_sparse" else asked, None
         if name == "first_frame":
@@ -146,7 +146,8 @@ def clip_rows(kit: Kit, path: Path, frames: int, count: int, method: str, seed: 
             made = through_vae(kit, truth)
         else:
             made = by_student(kit, [""], truth[:, 0], told[name], truth.shape[1], seed)
-            shown.append(strip(draw_tracks(made[0], hand, zoom=2), 9) if tracks is hand else strip(made[0], 9, zoom=2))
+            shown.append(strip(draw_tracks(made[0], hand, zoom=2, count=9), 9) if tracks is hand else
+                         strip(made[0], 9, zoom=2))
         if found is None:
             found = trackers.register(made.contiguous(), truth, tracks.xy)
         yield name, made, truth, found, tracks
@@ -263,7 +264,7 @@ def run(folder, model: str | Kit = "tiny", items: int | None = None, json_path=N
             made = torch.cat(list(by_stream(kit, "", first, hold(told) if whole else told, told.xy.shape[1], seed)))[None]
             report["stills"][f"{path.name}, {name}"] = still_row(kit, first, made, told)
             if strips:
-                shown = strip(draw_tracks(made[0], told, zoom=2), 9)
+                shown = strip(draw_tracks(made[0], told, zoom=2, count=9), 9)
                 save_strip(grid([shown], [f"{path.name}, {name}:"]), strips, f"{path.name}, {name}")
             yield
 

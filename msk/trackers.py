@@ -98,11 +98,13 @@ def chain(frames: Tensor, queries: Tensor, reach: float = 8.0) -> tuple[Tensor, 
     for t in range(1, frames.shape[1]):
         guess, first = match(frames[:, t - 1], xy[-1], frames[:, t], xy[-1], reach * scale)
         options = [(guess, first, doubt[-1] + variance(first))]
-        for s in sorted({0, t - 12, t - 4} - {t - 1}):
-            if s < 0:
-                continue
-            place, match_score = match(frames[:, s], xy[s], frames[:, t], guess, 2 * scale)
-            options.append((place, match_score, doubt[s] + variance(match_score)))
+        earlier = [s for s in sorted({0, t - 12, t - 4} - {t - 1}) if s >= 0]
+        if earlier:                                                               # all of them at once
+            k = len(earlier)
+            place, again = match(torch.cat([frames[:, s] for s in earlier]), torch.cat([xy[s] for s in earlier]),
+                                 frames[:, t].repeat(k, 1, 1, 1), guess.repeat(k, 1, 1), 2 * scale)
+            doubts = torch.cat([doubt[s] for s in earlier]) + variance(again)
+            options += zip(place.chunk(k), again.chunk(k), doubts.chunk(k))
         places, scores, doubts = (torch.stack(o) for o in zip(*options))
         pick = doubts.argmin(dim=0, keepdim=True)                                 # [1, B, N]
         xy.append(places.gather(0, pick[..., None].expand(-1, -1, -1, 2))[0])

@@ -44,8 +44,8 @@ def strip(frames: Tensor, count: int = 8, label: str = "", zoom: int = 1) -> Ima
     frames [T, 3, H, W], or [1, T, 3, H, W], in [0, 1]; zoom: each pixel as that many, both ways.
     """
     frames = _one(frames)
-    pick = torch.linspace(0, len(frames) - 1, min(count, len(frames))).round().long()
-    pictures = [image(frames[i]).resize((frames.shape[-1] * zoom, frames.shape[-2] * zoom), Image.NEAREST) for i in pick]
+    size = frames.shape[-1] * zoom, frames.shape[-2] * zoom
+    pictures = [image(frames[t]).resize(size, Image.NEAREST) for t in _evenly(len(frames), count)]
     return _row(pictures, label)
 
 
@@ -77,32 +77,32 @@ def side_by_side(*clips: Tensor) -> Tensor:
 
 
 def draw_tracks(frames: Tensor, tracks: Tracks, trail: int = 12, radius: float = 1.5, zoom: int = 1,
-                colours: Sequence[str] = COLOURS[:6]) -> Tensor:
+                colours: Sequence[str] = COLOURS[:6], count: int | None = None) -> Tensor:
     """Frames with each track's dot and the way it came; a hidden track is not drawn.
 
     frames [T, 3, H, W] or [B, T, 3, H, W], in [0, 1] -> the same shape, H and W times zoom. trail: pixel frames that a
-    path stays. colours: of the tracks, in turn.
+    path stays. colours: of the tracks, in turn. count: only so many frames, those that `strip` would take.
     """
     if frames.ndim == 5:
         return torch.stack([draw_tracks(f, Tracks(tracks.xy[b:b + 1], tracks.visible[b:b + 1], tracks.ids[b:b + 1]),
-                                        trail, radius, zoom, colours) for b, f in enumerate(frames)])
+                                        trail, radius, zoom, colours, count) for b, f in enumerate(frames)])
     xy, visible, radius = zoom * tracks.xy[0].cpu(), tracks.visible[0].cpu(), zoom * radius
     if len(xy) != len(frames):
         raise ValueError(f"tracks over {len(xy)} frames came for a clip of {len(frames)}: resample({len(frames)}) them")
     over = 4                                                                      # drawn large, then shrunk: smooth lines
-    drawn = []
-    for t, frame in enumerate(frames):
-        picture = image(frame)
+    places, visible, drawn = (over * xy).tolist(), visible.tolist(), []
+    for t in _evenly(len(frames), count):
+        picture = image(frames[t])
         picture = picture.resize((zoom * picture.width, zoom * picture.height), Image.NEAREST)
         large = Image.new("RGBA", (picture.width * over, picture.height * over))
         pen = ImageDraw.Draw(large)
         for n in range(xy.shape[1]):
             colour = colours[n % len(colours)]
             for s in range(max(1, t - trail + 1), t + 1):
-                if visible[s - 1, n] and visible[s, n]:
-                    pen.line([tuple((xy[s - 1, n] * over).tolist()), tuple((xy[s, n] * over).tolist())], colour, over)
-            if visible[t, n]:
-                (x, y), r = (xy[t, n] * over).tolist(), radius * over
+                if visible[s - 1][n] and visible[s][n]:
+                    pen.line([tuple(places[s - 1][n]), tuple(places[s][n])], colour, over)
+            if visible[t][n]:
+                (x, y), r = places[t][n], radius * over
                 pen.ellipse([x - r, y - r, x + r, y + r], colour, PAPER, over // 2)
         small = large.resize(picture.size, Image.BOX)
         picture.paste(small, mask=small.getchannel("A"))
@@ -160,6 +160,11 @@ def _one(frames: Tensor) -> Tensor:
     if frames.ndim != 4 or frames.shape[1] != 3 or not len(frames):
         raise ValueError(f"a clip came as {list(frames.shape)}: give [T, 3, H, W] in [0, 1]")
     return frames
+
+
+def _evenly(frames: int, count: int | None) -> list[int]:
+    """`count` frames spread evenly, first and last among them; None: every one."""
+    return torch.linspace(0, frames - 1, min(frames if count is None else count, frames)).round().long().tolist()
 
 
 def _row(pictures: Sequence[Image.Image], label: str) -> Image.Image:

@@ -22,7 +22,7 @@
 # Two words first. The model does not work on pixels but on *latents*, the output of an autoencoder: here a *latent cell*
 # stands for 8 x 8 pixels, and a *latent frame* for four pixel frames (the first one for a single frame).
 #
-# *Run time: under half a minute on a CPU; no weights, no GPU needed.*
+# *Run time: seconds on a CPU; no weights, no GPU needed.*
 
 # %%
 try:
@@ -68,7 +68,7 @@ viz.strip(frames, count=6)
 tracks = msk.Tracks.of(xy, seen[:, None])
 for name in ("xy", "visible", "ids"):
     print(f"{name:8} {list(getattr(tracks, name).shape)}")
-viz.strip(viz.draw_tracks(frames, tracks, zoom=2), count=6)
+viz.strip(viz.draw_tracks(frames, tracks, zoom=2, count=6))
 
 # %% [markdown]
 # ## A world that knows
@@ -88,7 +88,7 @@ print(*clip.captions[0].split(" and "), sep=",\n    and ")
 print(f"seen: {exact.visible.float().mean():.0%} of all places")
 
 # %%
-viz.strip(viz.draw_tracks(clip.frames[0], exact, zoom=3), count=4)
+viz.strip(viz.draw_tracks(clip.frames[0], exact, zoom=3, count=4))
 
 # %% [markdown]
 # ## Four reasons, one silence
@@ -138,7 +138,8 @@ kinds = {"drag": msk.Tracks.drag([[25, 70], [40, 30], [75, 40]], 45, spacing=8, 
          "camera: zoom in": camera.zoom(geometry, 45, 1.5, grid=(6, 6)),
          "exact, from the world": clip.track(some), "tracked in the video": found}
 paper = torch.full((45, 3, geometry.height, geometry.width), 0.95)
-viz.panels({name: viz.image(viz.draw_tracks(paper, each, trail=45, zoom=3)[-1]) for name, each in kinds.items()})
+last = lambda each: viz.draw_tracks(paper, each, trail=45, zoom=3, count=2)[-1]
+viz.panels({name: viz.image(last(each)) for name, each in kinds.items()})
 
 # %% [markdown]
 # How good is the tracker that comes with the kit? Measured as in the paper, by the *end-point error*: the mean distance
@@ -179,7 +180,7 @@ for chunk in range(4):
 # %%
 def look(frame=20, silent_from=30, silent_for=8):
     now = exact.hide(range(silent_from, min(45, silent_from + silent_for)))
-    film = viz.draw_tracks(clip.frames[0], now, zoom=3)[frame]
+    film = viz.draw_tracks(clip.frames[0, :frame + 1], now.frames(0, frame + 1), zoom=3, count=2)[-1]
     count = splat(now, geometry, config)[0, frame].square().sum(dim=0) / (config.id_dim / 2)
     return viz.panels({f"frame {frame}": viz.image(film),
                        "told (bright: more tracks)": viz.image((count / 2).expand(3, -1, -1).clamp(0, 1))}, width=2.8)
@@ -194,7 +195,7 @@ viz.live(look, frame=(0, 44), silent_from=(0, 44), silent_for=(0, 20))
 # Grey: it has left the picture. For the model, orange and grey are the same.
 
 # %%
-film = viz.strip(viz.draw_tracks(clip.frames[0], exact, zoom=2), count=4)
+film = viz.strip(viz.draw_tracks(clip.frames[0], exact, zoom=2, count=4))
 notes = viz.score(exact, (geometry.height, geometry.width), "49 tracks over 45 frames: who is heard, and why not")
 viz.grid([film, notes])
 

@@ -20,7 +20,7 @@
 # picture of another, a camera, a hand. The last picture puts all of it on one scale, from what the ruler cannot tell from
 # nothing to a picture that never moves, with the paper's figures among them.
 #
-# *Run time: about three quarters of a minute on a CPU; on a GPU not timed yet.*
+# *Run time: about half a minute on a CPU; on a GPU not timed yet.*
 
 # %%
 try:
@@ -169,7 +169,7 @@ errors = {"the tracker's own": floor / geometry.width}                      # sh
 # ## A small table
 #
 # `evaluate.run` makes held-out clips again from their first frame, their caption and a dense grid of their true tracks,
-# and measures. One clip of 21 frames here, to keep it short: an example, and no verdict. EPE/W is EPE as a share of the
+# and measures. One clip of 13 frames here, to keep it short: an example, and no verdict. EPE/W is EPE as a share of the
 # width. The still image (`first_frame`) is what doing nothing scores; `student_sparse` has a few points, as a hand would
 # draw them; the truth through the autoencoder (`vae`) is the best that any transformer could show through this decoder (the
 # student's frames are also finished with the given picture's own pixels, notebook 10, and may pass it).
@@ -177,7 +177,7 @@ errors = {"the tracker's own": floor / geometry.width}                      # sh
 # %%
 from msk import evaluate
 
-report = evaluate.run("world", kit, clips=1, frames=21, roles=("student", "first_frame", "vae"), quiet=True)
+report = evaluate.run("world", kit, clips=1, frames=13, roles=("student", "first_frame", "vae"), quiet=True)
 print(evaluate.table(report))
 
 # %%
@@ -199,7 +199,7 @@ for name, share in errors.items():
 from msk.evaluate import by_student, followed
 from msk.motion import draw_ids
 
-T, dice = 33, torch.Generator().manual_seed(0)                              # three chunks
+T, dice = 21, torch.Generator().manual_seed(0)                              # two chunks
 source = world.sample(1, T, seed=HELD_OUT + 210)
 told = source.track(grid_points(geometry, 20, 20), ids=draw_ids(1, 400, kit.preset.tracks.max_id, dice))
 asked = source.track(grid_points(geometry, 12, 12))                         # where we look
@@ -212,7 +212,7 @@ def transfer(other, told, asked):
     return made, epe(found, measured).mean().item(), epe(measured.xy[:, :1].expand_as(found), measured).mean().item()
 
 
-drawn = viz.draw_tracks(source.frames[0], source.track(grid_points(geometry, 8, 8)), zoom=2)
+drawn = viz.draw_tracks(source.frames[0], source.track(grid_points(geometry, 8, 8)), zoom=2, count=3)
 strips, names, offs = [viz.strip(drawn, 3)], [f"the motion: {source.captions[0]}"], []
 for seed in (222, 115):
     other = world.sample(1, 1, seed=HELD_OUT + seed)
@@ -253,7 +253,7 @@ for name, move in moves.items():
     print(f"{name:6} EPE {off:.2f} px; had nothing moved, {nothing:.2f} px   ({kit.device})")
 
 # %%
-viz.grid([viz.strip(viz.draw_tracks(made[0], moves[name]((6, 6)), zoom=2), 3) for name, made in shot.items()],
+viz.grid([viz.strip(viz.draw_tracks(made[0], moves[name]((6, 6)), zoom=2, count=3)) for name, made in shot.items()],
          [f"{name}, with the asked points" for name in shot])
 
 # %% [markdown]
@@ -266,8 +266,9 @@ viz.grid([viz.strip(viz.draw_tracks(made[0], moves[name]((6, 6)), zoom=2), 3) fo
 
 
 # %%
-def look(move="pan", frame=32):
-    drawn = viz.draw_tracks(shot[move][0, :frame + 1], moves[move]((6, 6)).frames(0, frame + 1), trail=40, zoom=2)
+def look(move="pan", frame=20):
+    points = moves[move]((6, 6)).frames(0, frame + 1)
+    drawn = viz.draw_tracks(shot[move][0, :frame + 1], points, trail=40, zoom=2, count=2)
     shown = {"given": scene.frames[0, 0], f"{move}, frame {frame}": drawn[-1]}
     return viz.panels({name: viz.image(picture) for name, picture in shown.items()}, width=2.8)
 

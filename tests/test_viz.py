@@ -70,6 +70,13 @@ def test_a_track_is_drawn_where_it_is_and_a_hidden_one_not_at_all():
     torch.testing.assert_close(hidden, frames, atol=1 / 255, rtol=0)
 
 
+def test_the_frames_of_a_strip_are_drawn_alone_as_they_are_among_all():
+    frames, tracks = grey(0.5, 9, 32), Tracks.drag([[8, 20], [24, 12]], 9)
+    every, few = viz.draw_tracks(frames, tracks), viz.draw_tracks(frames, tracks, count=3)
+    assert torch.equal(few, every[[0, 4, 8]])
+    assert viz.strip(few).tobytes() == viz.strip(every, 3).tobytes()
+
+
 def test_an_error_is_a_line_from_where_a_point_should_be_to_where_it_is_found():
     tracks, found = Tracks.of(torch.tensor([[[20., 40.]], [[20., 40.]]])), torch.tensor([[[[20., 40.]], [[50., 40.]]]])
     right, wrong = ((shown - 0.5).abs().sum(0) > 0.1 for shown in viz.draw_errors(grey(0.5, 2, 64), tracks, found))

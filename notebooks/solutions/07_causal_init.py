@@ -19,8 +19,8 @@ from msk.world import HELD_OUT, World, grid_points
 kit = msk.load("tiny", role="teacher", dtype=torch.float32)
 preset = lesson.small(kit.preset)
 config = preset.stream
-batches = lesson.drawn_batches(preset, kit.vae, count=16, batch=6, latent_frames=12, clips=96)
-models = lesson.teach(preset, batches, steps=120, lr=3e-3)
+batches = lesson.drawn_batches(preset, kit.vae, count=16, batch=4, latent_frames=12, clips=64)
+models = lesson.teach(preset, batches, steps=70, lr=3e-3)
 torch.manual_seed(1)
 paths = [lesson.trajectories(models, preset, batch) for batch in batches]
 
@@ -34,7 +34,7 @@ whole = list(msk.sample(models.dit, start, cond, preset.sample_steps, config.tim
                         preset.motion_scale))[-1].x0
 
 
-def adapted(paths, loss=ode.ode_loss, steps=70):
+def adapted(paths, loss=ode.ode_loss, steps=50):
     torch.manual_seed(0)
     student = lesson.copy(models.dit)
     learner = Learner(student, 1e-3, ema=0.95, muon=in_blocks, muon_lr=2e-3)
@@ -66,8 +66,9 @@ for name, student in {"varied masks": usual, "full masks": full}.items():
     print(f"{name:13}", by_chunk(streamed(student, sink=1, window=1)), "| no sink", by_chunk(streamed(student, sink=0)))
 
 # %% [markdown]
-# 2. Without level 0 the student never sees a clean chunk before a noisy one, as the stream has them. The first chunk is as
-#    good as ever; those after it are not.
+# 2. Without level 0 the student never sees a clean chunk before a noisy one, as the stream has them. Ours does not mind:
+#    it leans little on its past, and with no lot spent on clean chunks it even comes a little nearer in as many steps.
+#    Where the past is all that knows the picture, the later chunks would tell.
 
 
 # %%
@@ -116,7 +117,7 @@ def learned(pairs, ks):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(21, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    for _ in range(1000):
+    for _ in range(600):
         k, n = torch.tensor(ks)[torch.randint(len(ks), (256,))], torch.randint(pairs, (256,))
         error = (net(waves(torch.cat([path[k, n], torch.tensor(levels)[k, None]], dim=1))) - path[-1, n]).square().mean()
         optimizer.zero_grad(), error.backward(), optimizer.step()
