@@ -272,7 +272,7 @@ viz.grid([viz.strip(frames[0, 8::12], zoom=2) for frames in shown.values()], lis
 from msk.train import lesson
 from msk.train import vae as stage
 
-drawn = stage.clips(kit.geometry, batch=8, frames=5, crop=0.25, device=kit.device)
+drawn = stage.clips(kit.geometry, batch=12, frames=5, crop=0.25, device=kit.device)
 batches = [next(drawn) for _ in range(8)]                                   # each [B, T, 3, 32, 32]
 torch.manual_seed(0)
 fresh = TinyVAE(kit.preset.vae).to(kit.device)
@@ -301,22 +301,22 @@ print("by hand and vae_loss agree:", torch.allclose(loss, same, atol=1e-4), f"| 
 # %%
 from msk.train.loop import Learner
 
-learner, lost = Learner(fresh, 1e-3, ema=0.9, muon=lambda name, p: p.ndim == 4, muon_lr=4e-3), []
+learner, lost = Learner(fresh, 2e-3, ema=0.9, muon=lambda name, p: p.ndim == 4, muon_lr=8e-3), []
 loss_of = lambda frames: stage.vae_loss(fresh, frames, noise=0.05, calibrated=True)[:2]
-for step in lesson.taught(learner, loss_of, batches, steps=60):
+for step in lesson.taught(learner, loss_of, batches, steps=40):
     lost.append(step.loss)
-viz.loss_curves({"decoder": lost}, 0.8, f"8 crops a step, on {kit.device}")
+viz.loss_curves({"decoder": lost}, 0.8, f"12 crops a step, on {kit.device}")
 
 # %%
-rows["after 60 steps"] = judged(fresh)
-order = ("untrained", "after 60 steps", "shipped")
+rows["after 40 steps"] = judged(fresh)
+order = ("untrained", "after 40 steps", "shipped")
 print(f"{'':16}{'PSNR':>10}{'EPE':>10}   {len(true)} held-out clips, on {kit.device}")
 for name in order:
     print(f"{name:16}{rows[name][1]:>7.2f} dB{rows[name][2]:>7.2f} px")
 viz.grid([viz.strip(clips[:, -1], zoom=2) for clips in (true, *(rows[name][0] for name in order))], ["true", *order])
 
 # %% [markdown]
-# Sixty steps see where things are and in which colours; edges and thin lines are what hours are for. (The pale rim
+# Forty steps see where things are and roughly in which colours; edges and thin lines are what hours are for. (The pale rim
 # comes of the crops: a part of what it saw was border.) The whole stage, encoder and all, and the decoder alone on
 # latents that others already know:
 #
@@ -381,11 +381,11 @@ viz.bars(chart, "milliseconds for 5 frames of 32 x 32", f"float32, on {kit.devic
 fast = msk.load("tiny")
 paper_way = replace(fast.preset.stream, clean=True)
 stream, spent = msk.Stream(fast, clip.captions[0], viz.image(clip.frames[0, 0]), seed=0, config=paper_way), []
-for _ in range(6):
+for _ in range(4):
     stream.step()
     stream.settle()
     spent.append(dict(stream.stats))
-middle = {name: sorted(s[name] for s in spent[1:])[2] for name in ("denoise_ms", "clean_ms", "decode_ms")}
+middle = {name: sorted(s[name] for s in spent[1:])[1] for name in ("denoise_ms", "clean_ms", "decode_ms")}
 about = f"{stream.kit.device}, {str(stream.kit.dtype)[6:]}, {torch.get_num_threads()} threads"
 print(f"decoding is {middle['decode_ms'] / sum(middle.values()):.0%} of the loop")
 names = ("denoise (3 passes)", "remember (1 pass)", "decode")
