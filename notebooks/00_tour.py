@@ -108,7 +108,7 @@ made = {name: play(tracks) for name, tracks in (asked | {"nothing": None}).items
 
 # %%
 nobody = msk.Tracks.empty(frames=45)
-strips = [viz.strip(viz.draw_tracks(frames, asked.get(name, nobody), trail=8, radius=0.6, zoom=2), count=4)
+strips = [viz.strip(viz.draw_tracks(frames, asked.get(name, nobody), trail=8, radius=0.6, zoom=2, count=4))
           for name, frames in made.items()]
 viz.grid(strips, [f"asked to move: {name}" for name in made])
 

@@ -155,7 +155,7 @@ shot = next(hands.takes(World(kit.geometry), "flick", HELD_OUT + 27, 1, frames=2
 cond = kit.condition([shot.caption + ", night falls"], shot.told, shot.truth[:, 0])
 print(f"{shot.caption}, night falls | the kit's own scales: w_t {kit.preset.text_scale:g},",
       f"w_m {kit.preset.motion_scale:g}, which sum to 1: no guidance")
-viz.strip(viz.draw_tracks(shot.truth[0], shot.told, zoom=2), count=5)
+viz.strip(viz.draw_tracks(shot.truth[0], shot.told, zoom=2, count=5))
 
 # %%
 shape = 1, kit.geometry.latent_frames(21), kit.dit.config.latent_channels, *kit.geometry.latent_size
