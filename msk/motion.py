@@ -119,13 +119,13 @@ def turned_back(xy: Tensor, began: Tensor, known: Tensor, within: Tensor, count:
     `within` [N], each gives an a of its own, and the most that are alike are believed: those that went with it, as across an
     edge no two are alike but by chance. If they are fewer than three, none is.
     """
-    count, none = min(count, len(began) - 1), xy.new_tensor([1., 0.])
+    count, none = min(count, len(began) - 1), 1 - torch.arange(2., device=xy.device)        # made there: nobody waits for it
     if count < 3:
         return none.expand_as(xy)
     away, near = apart(began, began).fill_diagonal_(torch.inf).topk(count, largest=False)              # [N, K]
     heard = known[:, near] & known[..., None] & (away < within[:, None])                            # [T, N, K]
     now, then = xy[:, near] - xy[:, :, None], began[near] - began[:, None]                          # [T, N, K, 2], [N, K, 2]
-    mirror = xy.new_tensor([1., -1.])
+    mirror = 2 * none - 1                                                                   # (1, -1)
     square = then.square().sum(dim=-1, keepdim=True).clamp_min(1)
     each = times(then * mirror, now) / square                                               # now / then: it does not go to 0
     gap = (each[:, :, None] - each[:, :, :, None]).square().sum(dim=-1)                             # [T, N, K, K]
@@ -180,7 +180,7 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, block: int = 4) -> tuple
     for i in range(b):                                                          # clip by clip: [T, M, N] is large
         gone = torch.zeros(t, len(centres), dtype=torch.bool, device=device)
         distance, way = torch.ones_like(gone, dtype=torch.float), centres.new_zeros(t, len(centres), 2)
-        turn = torch.tensor([1., 0.], device=device).expand_as(way)
+        turn = (1 - torch.arange(2., device=device)).expand_as(way)                         # (1, 0): nothing turns
         if n:
             began = origin[i].float().nan_to_num(1e4)
             spans = apart(began, began).fill_diagonal_(torch.inf).amin(dim=1).clamp(reach, 2 * reach)           # [N]
