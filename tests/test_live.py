@@ -1041,6 +1041,8 @@ def test_who_touches_nothing_gives_way_to_those_who_wait(served):
                 assert "others wait" in (await wait_for(idle, is_type("note")))["message"]
                 told = await wait_for(idle, lambda m: m.get("type") == "queue" and "went to the next" in m["message"])
                 assert told["place"] == 1
+                await send(idle, type="ack", seq=0)                 # of a last frame: that is no other answer
+                assert "went to the next" in (await wait_for(idle, is_type("queue")))["message"]
                 await wait_for(next_one, is_state("ready"))
                 player, end = served.player, time.monotonic() + 2 * served.turn
                 while time.monotonic() < end:                       # a hand on the stage keeps it

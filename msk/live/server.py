@@ -200,6 +200,7 @@ class Visitor:
         self.socket, self.loop = socket, loop           # a WebSocket, or a PostLine
         self.session: Session | None = None
         self.id, self.resume = "", resume[:64]
+        self.gave_way = False                           # played, touched nothing while others waited, and waits itself
         self.link: Link | None = None
         self.words: deque[dict] = deque(maxlen=256)
         self.frames: deque[Frame] = deque(maxlen=32)
@@ -501,9 +502,11 @@ class Lobby:
 
     def _place(self, visitor: Visitor) -> dict:
         place = self.waiting.index(visitor) + 1 if visitor in self.waiting else 1
+        why = ("You touched nothing while others waited, so the stage went to the next of them. What you made is kept; "
+               if visitor.gave_way else "Someone else is playing: ")
         return {"type": "queue", "place": place, "message": (
-            f"Someone else is playing: you are number {place} in line. The stage is yours as soon as they leave, or touch "
-            f"nothing for {span(self.turn)}.")}
+            f"{why}you are number {place} in line. The stage is yours as soon as they leave, or touch nothing for "
+            f"{span(self.turn)}.")}
 
     def _queue_up(self, visitor: Visitor) -> None:
         self.waiting.append(visitor)
@@ -531,13 +534,10 @@ class Lobby:
     async def _give_way(self, player: Visitor) -> None:
         """The next in line plays, and who played waits; what they made is kept."""
         session, player.session, player.id, self.player = player.session, None, "", None
+        player.gave_way = True                          # told whenever it asks: what it still sends is of its last frames
         self.waiting.append(player)
         player.frames.clear()
         await self._end(session)
-        if player in self.waiting:
-            where = self._place(player)
-            player.say(where | {"message": "You touched nothing while others waited, so the stage went to the next of them. "
-                                           f"What you made is kept; you are number {where['place']} in line."})
 
     async def arrive(self, visitor: Visitor) -> None:
         orphan, before = self._orphan, self.player
@@ -597,6 +597,7 @@ class Lobby:
             return lambda value: visitor.loop.is_closed() or visitor.loop.call_soon_threadsafe(heard, value)
 
         self.player, visitor.session, visitor.id, session.heard = visitor, session, id, 0
+        visitor.gave_way = False
         visitor.link = Link(session.fps, session.ahead)
         choice = self.choice
         offers = {"models": [asdict(offer) for offer in choice.offers], "playing": choice.playing} if choice else {}

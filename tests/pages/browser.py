@@ -33,7 +33,7 @@ class Stage:
     def __init__(self, browser, url, width=1200, height=900, before=None, **options):
         self.complaints, self.strangers = [], []
         self.page = browser.new_page(viewport={"width": width, "height": height}, **options)
-        self.page.on("console", lambda m: self.complaints.append(f"{m.text} {m.location.get('url', '')}".strip())
+        self.page.on("console", lambda m: self.complain(f"{m.text} {m.location.get('url', '')}".strip())
                      if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
         self.page.on("request", lambda r: self.strangers.append(r.url)
@@ -41,6 +41,12 @@ class Stage:
         if before is not None:
             before(self.page)                       # what must be so when the page opens
         self.page.goto(url)
+
+    def complain(self, text):
+        """Keep what the page complains of, but for what Gradio's own script says of its own stream as a page is left."""
+        its = "BodyStreamBuffer was aborted" in text or "Connection errored out" in text
+        if not (its and "/assets/" in text):
+            self.complaints.append(text)
 
     def ask(self, expression, argument=None):
         """JavaScript with `stage` the stage of this page."""
