@@ -47,7 +47,8 @@ def inside(near: Tensor, reach: int = 6) -> Tensor:
 def around(x: Tensor, reach: int) -> Tensor:
     """x [..., H, W] -> the mean of what lies within `reach` rows and columns of each pixel, and in the picture.
 
-    As `F.avg_pool2d` without its padding, which takes each of (2 reach + 1)^2 pixels by itself: a fifth of the time.
+    As `F.avg_pool2d` without its padding; but that takes each of (2 reach + 1)^2 pixels by itself, and here one axis comes
+    after the other.
     """
     for dim in (-1, -2):
         size, place = x.shape[dim], torch.arange(x.shape[dim], device=x.device)

@@ -145,7 +145,7 @@ def take(world: World, case: Case, seed: int, frames: int, max_id: int = 64, see
     handles = []
     for k, start in zip(moved, paths[0]):                               # hands take a thing by its middle,
         away = (points.xy[0, 0] - (start + 1) / 2 * size).norm(dim=-1).masked_fill(layer != k, math.inf)
-        if away.isinf().sum() > len(away) - (2 if case.turns else 1):
+        if away.isfinite().sum() < (2 if case.turns else 1):
             return None
         if case.turns:                                                  # or by its two ends, to turn it
             between = torch.cdist(points.xy[0, 0], points.xy[0, 0]) * ((layer == k)[:, None] & (layer == k))
