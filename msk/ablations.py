@@ -286,7 +286,7 @@ class Drawn(nn.Module):
 
 
 class Carried(nn.Module):
-    """What the tracks carry (`motion.carry`), and no ids."""
+    """What the tracks carry (`carry.carry`), and no ids."""
 
     def forward(self, tracks: Tracks, start: bool = True, carried: Tensor | None = None) -> Tensor:
         return carried

@@ -110,7 +110,7 @@ class TrackConfig:
     carry: int = 0              # latent channels of the given picture as the tracks move it; 0: ids alone
 
     def width(self, time_stride: int) -> int:
-        """Channels of the whole map: what the convolutions make of the ids, then what is carried (see motion.carry)."""
+        """Channels of the whole map: what the convolutions make of the ids, then what is carried (see carry.carry)."""
         return self.channels + (self.carry + time_stride if self.carry else 0)
 
 

@@ -23,7 +23,7 @@ class Finish(nn.Module):
         nn.init.zeros_(self.net[-1].bias)
 
     def forward(self, frames: Tensor, moved: Tensor, clamp: bool = True) -> Tensor:
-        """frames [B, T, 3, H, W] in [0, 1], and the picture as tracks move it, [B, T, 4, H, W] (see `motion.moved`) ->
+        """frames [B, T, 3, H, W] in [0, 1], and the picture as tracks move it, [B, T, 4, H, W] (see `carry.moved`) ->
         frames of the same kind. H and W are even."""
         frames, carried = frames.flatten(0, 1).float(), moved.flatten(0, 1).float()
         x = F.pixel_unshuffle(torch.cat([frames, carried], dim=1), 2)                   # [B * T, 28, H / 2, W / 2]

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .carry import encoded, moved
 from .config import PRESETS, Geometry, Preset
 from .dit import WIDE, DiT
 from .finish import Finish
 from .guidance import Condition
-from .motion import TrackHead, encoded, moved
+from .motion import TrackHead
 from .picture import picture
 from .text import TextEncoder
 from .tinyvae import TinyVAE
@@ -172,7 +173,7 @@ class Kit:
 
     @torch.no_grad()
     def moved(self, tracks: Tracks | None, image, shown: bool | None = None) -> Tensor | None:
-        """The given picture as the tracks move it, [B, T, 4, H, W] (`motion.moved`); None: nothing is carried.
+        """The given picture as the tracks move it, [B, T, 4, H, W] (`carry.moved`); None: nothing is carried.
 
         shown: can any track be seen? By default it is asked, which waits for the device that the tracks are on.
         """

@@ -256,17 +256,18 @@ viz.curves(share, "tracks in the picture", "share found again",
 # ## An addition of ours: the picture travels along
 #
 # The paper's map says *which* point is where, and a transformer of a billion weights looks up in the first frame what
-# that point looks like. Ours has a few million, so its tracks may also carry the given picture with them (`motion.carry`;
-# Wan-Move, 2512.08765, carries latents). No weights in it: a block of pixels goes with the track nearest to it, turns and
-# grows as that one's neighbours do, and the moved picture is encoded. The big models use ids alone. A latent has 12
-# channels here; four more say how near a track is, one for each of the four pixel frames. So the whole map is 32 + 16 = 48
-# channels wide.
+# that point looks like. Ours has a few million, so its tracks may also carry the given picture with them (`msk.carry`;
+# Wan-Move, 2512.08765, carries latents). No weights in it. Each pixel goes with one track: the nearest along ways that shun
+# edges, so that borders between tracks come to lie where those of things are. It turns and grows as that one's neighbours
+# do; where two come to the same place, what moves covers what stays; and the moved picture is encoded. The big models use
+# ids alone. A latent has 12 channels here; four more say how near a track is, one for each of the four pixel frames. So the
+# whole map is 32 + 16 = 48 channels wide.
 
 # %%
-from msk.motion import carry, warp
+from msk.carry import carry, owners, warp
 
 dense, picture = clip.track(grid_points(geometry, 32, 32)), clip.frames[:, 0]
-moved, near = warp(dense, picture, reach=1.5 * geometry.stride)             # [B, T, 3, H, W], [B, T, H / 4, W / 4]
+moved, near = warp(dense, picture, reach=3 * geometry.stride)               # [B, T, 3, H, W], [B, T, H, W]
 taken = carry(dense.to(kit.device), kit.pixels(picture), kit.vae.encode_alone, geometry)        # [B, F, C + 4, h, w]
 seen = kit.vae.decode(taken[:, :, :config.carry])[0][0].float().cpu()
 print("channels carried:", taken.shape[2], "| whole map:", config.width(geometry.time_stride))
@@ -280,6 +281,17 @@ print("channels carried:", taken.shape[2], "| whole map:", config.width(geometry
 # %%
 viz.grid([viz.strip(film[0] if film.ndim == 5 else film, count=5, zoom=2) for film in (clip.frames, moved, seen)],
          ["the true clip", "its first frame, carried", "the same as latents, decoded"])
+
+# %% [markdown]
+# Whose is a pixel? With only 8 x 8 tracks, and a colour for each: first the nearest as the crow flies, which cuts through
+# things, then the nearest along ways that shun edges (a step costs its length, and more the more the colours differ).
+
+# %%
+began = grid_points(geometry, 8, 8)[0]                                      # [N, 2], in pixels
+everyone, colour = torch.ones(64, dtype=torch.bool), torch.rand(65, 3, generator=torch.Generator().manual_seed(1))
+told_apart = [owners(x, began, everyone, reach=3 * geometry.stride)[0] for x in (torch.zeros_like(picture[0]), picture[0])]
+areas = [.4 * picture[0] + .6 * colour[whose].T.unflatten(1, picture.shape[-2:]) for whose in told_apart]
+viz.strip(torch.stack([picture[0], *areas]), zoom=2)
 
 # %% [markdown]
 # ## The picture

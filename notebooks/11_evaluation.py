@@ -257,8 +257,7 @@ viz.grid([viz.strip(viz.draw_tracks(made[0], moves[name]((6, 6)), zoom=2, count=
          [f"{name}, with the asked points" for name in shot])
 
 # %% [markdown]
-# What comes into view at the edges has no track and no past: it is the model's guess, and no EPE asks about it. Nor does it
-# ask about outlines, which come in steps, as the picture is moved block by block.
+# What comes into view at the edges has no track and no past: it is the model's guess, and no EPE asks about it.
 #
 # ### Live
 #

@@ -8,14 +8,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "msk"
-ROUTE = {"config", "cache", "flow", "guidance", "attention", "tracks", "tinyvae", "finish", "text", "motion", "dit",
+ROUTE = {"config", "cache", "flow", "guidance", "attention", "tracks", "tinyvae", "finish", "text", "motion", "carry", "dit",
          "sample", "stream"}
 SIDE = {"world", "clips", "trackers", "camera", "video"}
 MAY = {
     "config": set(), "cache": set(), "flow": set(), "guidance": set(), "weights": set(), "host": set(),
     "finish": set(),
     **{room: {"config", "host"} for room in ("attention", "tracks", "tinyvae", "text")},
-    **{room: {"config", "host", "tracks"} for room in ("motion", "camera", "world", "trackers")},
+    **{room: {"config", "host", "tracks"} for room in ("motion", "carry", "camera", "world", "trackers")},
     "video": {"config", "picture", "tracks"},
     "grip": {"motion", "tracks"},
     "clips": {"config", "tracks", "video"},             # a clip is a video with its tracks

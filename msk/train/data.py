@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..carry import carry
 from ..config import Preset
-from ..motion import carry, draw_ids
+from ..motion import draw_ids
 from ..tinyvae import TinyVAE
 from ..tracks import Tracks
 from ..world import HELD_OUT, Scene, World, grid_points
@@ -18,7 +19,7 @@ from .loop import autocast
 @dataclass(frozen=True)
 class Batch:
     """latents [B, F, C, h, w]; tracks over the same time, already chosen and hidden; prompts ("" where dropped); what the
-    tracks carry of the first frame (`motion.carry`), for models that are told."""
+    tracks carry of the first frame (`carry.carry`), for models that are told."""
     latents: Tensor
     tracks: Tracks
     prompts: list[str]

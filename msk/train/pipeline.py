@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ..carry import carry
 from ..config import Preset
 from ..dit import DiT
 from ..finish import Finish
 from ..guidance import Condition
 from ..kit import Kit, best_device, best_dtype, fill, known, read_weights, save_weights, write_whole
-from ..motion import TrackHead, carry
+from ..motion import TrackHead
 from ..sample import options, sample
 from ..text import TextEncoder
 from ..tinyvae import TinyVAE
