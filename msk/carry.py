@@ -1,6 +1,8 @@
 """What tracks carry: the given picture's pixels, where they are now. No parameters, and nothing is learned."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,6 +68,12 @@ def fill_in(x: Tensor, known: Tensor) -> Tensor:
     coarse = F.avg_pool2d(x * known, 2, ceil_mode=True) / share.clamp_min(1e-6)
     around = F.interpolate(fill_in(coarse, share > 0), size=x.shape[-2:], mode="bilinear", align_corners=False)
     return torch.where(known, x, around)
+
+
+def from_afar(x: Tensor, good: Tensor) -> Tensor:
+    """x [T, C, H, W] as smooth as means of 4x4 pixels, made of what is `good` [T, 1, H, W] bool in it (`fill_in`)."""
+    mean, share = (F.avg_pool2d(z, 4, ceil_mode=True) for z in (x * good, good.float()))
+    return F.interpolate(fill_in(mean / share.clamp_min(1e-6), share > 0), size=x.shape[-2:], mode="bilinear")
 
 
 def widened(mask: Tensor, reach: int) -> Tensor:
@@ -143,6 +151,20 @@ def median(x: Tensor, weight: Tensor) -> Tensor:
     return x.gather(-1, at)
 
 
+def ground(began: Tensor, at: Tensor, turn: Tensor, area: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """What most of the picture does: strays(came, now), [2, T, K] twice -> [T, K] bool: does what came from there to be here
+    move otherwise?
+
+    It shifts, turns and grows; each is the middle of what tracks do, by the `area` [N] of the picture they own. began, at,
+    turn [2, T, N]: where they were, are, and how they are turned back. A camera's depth is no straying (`LEVEL`).
+    """
+    most = median(turn, area)                                                   # ground at p was at most * p + off
+    off = median(began - times(most, at, 0), area)
+    error = lambda came, now: (came - times(most, now, 0) - off).square().sum(dim=0).sqrt()
+    level = (3 * median(error(began, at), area)).clamp(min=LEVEL)                                   # [T, 1]
+    return lambda came, now: error(came, now) > level
+
+
 @torch.no_grad()
 def warp(tracks: Tracks, picture: Tensor, reach: float) -> tuple[Tensor, Tensor]:
     """The given picture as its tracks move it: picture [B, 3, H, W] -> frames [B, T, 3, H, W], and near [B, T, H, W].
@@ -184,11 +206,7 @@ def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: f
 
     area = torch.zeros_like(began[0]).scatter_add_(0, whose, torch.ones_like(far))
     began = began[:, None].expand(-1, t, -1)
-    most = median(turn, area)                                                   # ground at p was at most * p + off
-    off = median(began - times(most, at, 0), area)
-    astray = lambda came, now: (came - times(most, now, 0) - off).square().sum(dim=0).sqrt()
-    level = (3 * median(astray(began, at), area)).clamp(min=LEVEL)                                  # [T, 1]
-    strays = lambda came, now: astray(came, now) > level
+    strays = ground(began, at, turn, area)
     kind = F.pad(torch.where(placed, HIDDEN, NOBODYS), (0, 1), value=NOBODYS)                       # [T, N + 1]
     kind = torch.where(F.pad(seen, (0, 1)), torch.where(strays(began, at), FRONT, SEEN), kind).int()
 
@@ -204,10 +222,9 @@ def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: f
     whose, far = F.pad(whose, (0, 1), value=n), F.pad(far, (0, 1), value=1.)
     who = whose[source]                                                                             # [T, H * W]
     came = of(began, who) + times(of(turn, who), pixel[:, None] - of(at, who), 0)                   # [2, T, H * W]
-    ground = ~hole & ~rows(strays(came, pixel[:, None]))
-    front = ~hole & ~ground
-    hole |= widened(~widened(~hole, 1), RIM + 1) & ground                       # but of what is narrower than three pixels
-    good = ground & ~hole & ~widened(front, RIM)
+    front = ~hole & rows(strays(came, pixel[:, None]))
+    hole |= widened(~widened(~hole, 1), RIM + 1) & ~front               # no rim where narrower than three pixels
+    good = ~hole & ~widened(front, RIM)
     good = torch.where(good.flatten(1).any(dim=1)[:, None, None], good, ~hole)[:, None]
 
     x, y = came
@@ -216,9 +233,7 @@ def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: f
     told = torch.where(kind < NOBODYS, 1., torch.where(kind == HIDDEN, .25, 0.))                    # [T, N + 1]
     near = rows((1 - far)[source] * of(told, who))
     taken = torch.cat([taken, near[:, None]], dim=1)                                                # [T, 4, H, W]
-    mean, share = (F.avg_pool2d(z, 4, ceil_mode=True) for z in (taken * good, good.float()))
-    around = F.interpolate(fill_in(mean / share.clamp_min(1e-6), share > 0), size=(h, w), mode="bilinear")
-    taken = torch.where(hole[:, None], around, taken)
+    taken = torch.where(hole[:, None], from_afar(taken, good), taken)
     return taken[:, :-1], taken[:, -1] * torch.where(hole, .25, 1.)
 
 
