@@ -36,7 +36,7 @@ def turned_back(xy: Tensor, began: Tensor, known: Tensor, reach: float, count: i
     xy [T, N, 2], where `known` [T, N]; began [N, 2]; all in pixels. Of its `count` nearest neighbours, those at most half as
     far again as the first (which counts as half a `reach` away at least, and a whole one at most), each gives an a of its
     own, and the most that are alike are believed: those that went with it, as across an edge no two are alike but by
-    chance. If they are fewer than three, none is. Nothing is believed to have become more than three times as large.
+    chance. If they are fewer than three, none is. Nothing is believed to be less than a fifth or more than thrice its size.
     """
     count, none = min(count, len(began) - 1), 1 - torch.arange(2., device=xy.device)        # made there: nobody waits for it
     if count < 3:
@@ -52,9 +52,8 @@ def turned_back(xy: Tensor, began: Tensor, known: Tensor, reach: float, count: i
     votes, best = same.sum(dim=-1).max(dim=-1)                                                          # [T, N]
     same = same.gather(2, best[..., None, None].expand(-1, -1, 1, count))[:, :, 0, :, None]            # [T, N, K, 1]
     mean = (same * square * each).sum(dim=2) / (same * square).sum(dim=2).clamp_min(1)
-    back = mean * mirror / mean.square().sum(dim=-1, keepdim=True).clamp_min(0.05)
-    back = back / (3 * back.square().sum(dim=-1, keepdim=True).sqrt()).clamp(1e-3, 1)
-    return torch.where((votes >= 3)[..., None], back, none)
+    size = mean.square().sum(dim=-1, keepdim=True).sqrt()
+    return torch.where((votes >= 3)[..., None], mean * mirror / (size.clamp_min(1e-3) * size.clamp(0.2, 3)), none)
 
 
 def fill_in(x: Tensor, known: Tensor) -> Tensor:
@@ -76,14 +75,26 @@ def from_afar(x: Tensor, good: Tensor) -> Tensor:
     return F.interpolate(fill_in(mean / share.clamp_min(1e-6), share > 0), size=x.shape[-2:], mode="bilinear")
 
 
+def around(x: Tensor, reach: int) -> Tensor:
+    """x [..., H, W] -> the mean of what lies within `reach` rows and columns of each pixel, and in the picture.
+
+    As `F.avg_pool2d` without its padding; but that takes each of (2 reach + 1)^2 pixels by itself, and here one axis comes
+    after the other.
+    """
+    for dim in (-1, -2):
+        size, place = x.shape[dim], torch.arange(x.shape[dim], device=x.device)
+        count = (place + reach).clamp(max=size - 1) - (place - reach).clamp(min=0) + 1
+        wide = F.pad(x, (reach, reach) if dim == -1 else (0, 0, reach, reach))
+        x = wide.narrow(dim, 0, size).clone()
+        for k in range(1, 2 * reach + 1):
+            x += wide.narrow(dim, k, size)
+        x /= count if dim == -1 else count[:, None]
+    return x
+
+
 def widened(mask: Tensor, reach: int) -> Tensor:
     """mask [..., H, W] bool, and what lies within `reach` rows and columns of it."""
-    for dim in (-2, -1):
-        size, wide = mask.shape[dim], F.pad(mask, (reach, reach) if dim == -1 else (0, 0, reach, reach))
-        mask = wide.narrow(dim, 0, size).clone()
-        for k in range(1, 2 * reach + 1):
-            mask |= wide.narrow(dim, k, size)
-    return mask
+    return around(mask.float(), reach) > 0
 
 
 def owners(picture: Tensor, began: Tensor, there: Tensor, reach: float) -> tuple[Tensor, Tensor]:
@@ -210,7 +221,7 @@ def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: f
     kind = F.pad(torch.where(placed, HIDDEN, NOBODYS), (0, 1), value=NOBODYS)                       # [T, N + 1]
     kind = torch.where(F.pad(seen, (0, 1)), torch.where(strays(began, at), FRONT, SEEN), kind).int()
 
-    size = turn.square().sum(dim=0).clamp_min(.05)
+    size = turn.square().sum(dim=0)                                                                 # [T, N + 1]
     back = torch.stack([turn[0], -turn[1]]) / size
     to = of(at, whose) + times(of(back, whose), pixel[:, None] - of(began, whose), 0)               # [2, T, H * W]
     rank = of(kind, whose)

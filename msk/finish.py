@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .carry import around
+
 
 class Finish(nn.Module):
     """A few convolutions on blocks of 2x2 pixels, frame by frame: how far to go to what is carried, in colour and in detail.
@@ -42,20 +44,3 @@ def inside(near: Tensor, reach: int = 6) -> Tensor:
     """
     share = around((near > 0).float(), reach)
     return (2 * share - 1).abs()
-
-
-def around(x: Tensor, reach: int) -> Tensor:
-    """x [..., H, W] -> the mean of what lies within `reach` rows and columns of each pixel, and in the picture.
-
-    As `F.avg_pool2d` without its padding; but that takes each of (2 reach + 1)^2 pixels by itself, and here one axis comes
-    after the other.
-    """
-    for dim in (-1, -2):
-        size, place = x.shape[dim], torch.arange(x.shape[dim], device=x.device)
-        count = (place + reach).clamp(max=size - 1) - (place - reach).clamp(min=0) + 1
-        wide = F.pad(x, (reach, reach) if dim == -1 else (0, 0, reach, reach))
-        x = wide.narrow(dim, 0, size).clone()
-        for k in range(1, 2 * reach + 1):
-            x += wide.narrow(dim, k, size)
-        x /= count if dim == -1 else count[:, None]
-    return x

@@ -13,7 +13,7 @@ ROUTE = {"config", "cache", "flow", "guidance", "attention", "tracks", "tinyvae"
 SIDE = {"world", "clips", "trackers", "camera", "video"}
 MAY = {
     "config": set(), "cache": set(), "flow": set(), "guidance": set(), "weights": set(), "host": set(),
-    "finish": set(),
+    "finish": {"carry"},
     **{room: {"config", "host"} for room in ("attention", "tracks", "tinyvae", "text")},
     **{room: {"config", "host", "tracks"} for room in ("motion", "carry", "camera", "world", "trackers")},
     "video": {"config", "picture", "tracks"},
