@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import itertools
+import json
 import os
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ from msk.live.widget import STAGE_JS, knowing
 from msk.models import offer
 from msk.picture import fitted, read_picture
 from msk.weights import write_whole
+from msk.world import EVENTS
 
 GALLERY = 12                                    # starting pictures from the world's held-out seeds
 RECORDINGS = "recordings"
@@ -57,6 +59,9 @@ const order = () => {
 watch("value", order);
 order();
 """
+
+# The event that a prompt speaks of, for whoever typed it or came back to it.
+HEARD_JS = f"(said) => {json.dumps([event for event in EVENTS.values() if event])}.find(event => said.includes(event)) || ''"
 
 # Without @media: Gradio keeps such rules from what lies outside its blocks.
 CSS = """
@@ -164,6 +169,12 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
     def follow(prompt: str) -> dict:
         return {"turn": next(turns), "token": lobby.tokens.issue(), "say": (prompt or "")[:1000]}
 
+    def befall(event: str, prompt: str) -> tuple[str, dict]:
+        """The prompt with this event in place of any other."""
+        said = [part for part in map(str.strip, (prompt or "").split(",")) if part and part not in EVENTS.values()]
+        prompt = ", ".join([*said, *[event] * bool(event)])
+        return prompt, follow(prompt)
+
     def greet() -> dict:
         return {"turn": next(turns), "token": lobby.tokens.issue()}
 
@@ -197,6 +208,8 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
                 prompt = gr.Textbox(scene.pictures[0][1], label="Prompt", lines=1, max_lines=3, max_length=1000,
                                     info="What no point can say. Enter applies it.",
                                     elem_id="msk-prompt")
+                weather = gr.Radio([("none", ""), *((event, event) for event in EVENTS.values() if event)], value="",
+                                   label="Weather and light", elem_id="msk-weather")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2 ** 31 - 1)
 
         gallery.select(pick, [seed], [current, prompt, sink], show_progress="hidden", api_visibility="private")
@@ -204,6 +217,8 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
         upload.upload(take_upload, [upload, prompt, seed], [current, sink], show_progress="hidden", api_visibility="private")
         seed.submit(wish, [current, prompt, seed], [sink], show_progress="hidden", api_visibility="private")
         prompt.submit(follow, [prompt], [sink], show_progress="hidden", api_visibility="private")
+        prompt.change(None, [prompt], [weather], js=HEARD_JS, show_progress="hidden", api_visibility="private")
+        weather.input(befall, [weather, prompt], [prompt, sink], show_progress="hidden", api_visibility="private")
         add_events(lobby)
     return page, lobby
 

@@ -260,7 +260,7 @@ PRESETS: dict[str, Preset] = {p.name: p for p in (
         VAEConfig(latent_channels=12, encoder_width=32, decoder_widths=(96, 64, 32, 32), blocks=(0, 0, 2),
                   encoder_blocks=0, spaces=(2, 2, 1), pixel_shuffle=2),
         TextConfig(length=24), StreamConfig(time_shift=3.0, clean=False),
-        text_scale=.5, motion_scale=.5, sample_steps=12, finish=32),                        # sum 1: no guidance
+        text_scale=3., motion_scale=.5, sample_steps=12, finish=32),
     Preset(
         "toy", Geometry(32, 32, fps=24),       # seconds to train, for tests and for "by hand" cells
         DiTConfig(latent_channels=4, motion_channels=16, image_channels=4, dim=48, ffn_dim=96, heads=2, layers=2,

@@ -243,23 +243,32 @@ class DiT(nn.Module):
         pt, ph, pw = self.config.patch
         return rearrange(x, "b f (h w) (p q r c) -> b (f p) c (h q) (w r)", h=grid[1], w=grid[2], p=pt, q=ph, r=pw)
 
+    def known(self, latents: Tensor, motion: Tensor | None, image: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What an answer like `latents` may be known to be, [B, F, C, h, w], and where it is carried, [B, F, 1, h, w] bool.
+
+        What the tracks carry; where they carry nothing, the given picture, if it stands beside "every" frame, else zeros.
+        """
+        c, channels = self.config, self.config.latent_channels
+        known, near = torch.zeros_like(latents), torch.zeros_like(latents[:, :, :1], dtype=torch.bool)
+        if image is not None and c.image_frames == "every":
+            known = image[:, :1, -channels:].to(latents).expand_as(latents)
+        if motion is not None:
+            carried = motion[:, :, c.pull:c.pull + channels].to(latents)
+            near = (carried != 0).any(dim=2, keepdim=True)
+            known = torch.where(near, carried, known)
+        return known, near
+
     def pulled(self, velocity: Tensor, latents: Tensor, t: Tensor, motion: Tensor | None, image: Tensor | None, gates: Tensor
                ) -> Tensor:
         """The velocity to a point between the answer, x0 = x_t - t v, and what is known of it: x0 + min(1, 2 t) g (b - x0).
 
-        b is what the tracks carry; where they carry nothing, the given picture, if it stands beside "every" frame. Gates g
-        say for each cell how far, one for either, gates [B, F, 2, h, w] in [0, 1]; in the half near the data not all the
-        way, as x_t itself knows better. A small transformer need not learn to pass a picture through whole. Ours: the
-        paper's model has no such path.
+        b is what is `known`. Gates g say for each cell how far, one for what is carried and one for the picture, gates
+        [B, F, 2, h, w] in [0, 1]; in the half near the data not all the way, as x_t itself knows better. A small transformer
+        need not learn to pass a picture through whole. Ours: the paper's model has no such path.
         """
-        c, channels = self.config, self.config.latent_channels
-        known, gate = torch.zeros_like(latents), torch.zeros_like(gates[:, :, 1:])
-        if image is not None and c.image_frames == "every":
-            known, gate = image[:, :1, -channels:].to(latents).expand_as(latents), gates[:, :, 1:]
-        if motion is not None:
-            carried = motion[:, :, c.pull:c.pull + channels].to(latents)
-            near = (carried != 0).any(dim=2, keepdim=True)
-            known, gate = torch.where(near, carried, known), torch.where(near, gates[:, :, :1], gate)
+        known, near = self.known(latents, motion, image)
+        shown = image is not None and self.config.image_frames == "every"
+        gate = torch.where(near, gates[:, :, :1], gates[:, :, 1:] * shown)
         t = t[:, :, None, None, None].to(latents)
         return velocity - (1 / t).clamp(max=2) * gate * (known - latents + t * velocity)
 

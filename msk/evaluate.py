@@ -134,7 +134,7 @@ def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | No
                        given(kit.dit, cond.image, now), generator=generator)
         pixels, past = kit.vae.decode(x0, past)
         done = sum(part.shape[1] for part in made)
-        made.append(kit.finished(pixels, moved[:, done:done + pixels.shape[1]] if moved is not None else None))
+        made.append(kit.finished(pixels, moved[:, done:done + pixels.shape[1]] if moved is not None else None, captions))
     return torch.cat(made, dim=1)[:, :frames].float()
 
 
@@ -147,7 +147,7 @@ def by_teacher(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | No
     noise = _noise(kit, len(captions), kit.geometry.latent_frames(frames), generator)
     for step in sample(kit.dit, noise, cond, **options(kit.preset)):
         latents = step.x0
-    return torch.cat([made.float() for made in kit.decode(latents, moved=moved)], dim=1)
+    return torch.cat([made.float() for made in kit.decode(latents, moved=moved, prompts=captions)], dim=1)
 
 
 @torch.no_grad()

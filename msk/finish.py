@@ -37,6 +37,15 @@ class Finish(nn.Module):
         return (made.clamp(0, 1) if clamp else made).unflatten(0, moved.shape[:2])
 
 
+def sparing(made: Tensor, frames: Tensor, moved: Tensor) -> Tensor:
+    """Finished frames `made`, but as they were decoded where these and what is carried, `moved`, are far apart.
+
+    For clips with specks in the air: the given picture has none, and finished they would be wiped off.
+    """
+    apart = around((frames - moved[:, :, :3]).abs().amax(dim=2, keepdim=True), 2)
+    return frames + ((0.12 - apart) / 0.08).clamp(0, 1) * (made - frames)
+
+
 def inside(near: Tensor, reach: int = 6) -> Tensor:
     """near [N, 1, H, W] -> [N, 1, H, W]: 0 at the border of what tracks carry, 1 from `reach` pixels on, on either side.
 

@@ -43,7 +43,7 @@ def by_teacher(kit: Kit, prompt: str, picture, tracks: Tracks | None, frames: in
     for step in tqdm(sample(kit.dit, noise.to(kit.device), cond, **how), "teacher", kit.preset.sample_steps, leave=False):
         latents = step.x0
     left = frames
-    for made in kit.decode(latents, moved=moved):
+    for made in kit.decode(latents, moved=moved, prompts=[prompt]):
         yield made[0, :left].float().cpu()
         left -= made.shape[1]
 

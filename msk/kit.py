@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from .carry import encoded, moved
 from .config import PRESETS, Geometry, Preset
 from .dit import WIDE, DiT
-from .finish import Finish
+from .finish import Finish, sparing
 from .guidance import Condition
 from .motion import TrackHead
 from .picture import picture
-from .text import TextEncoder
+from .text import TextEncoder, in_the_air
 from .tinyvae import TinyVAE
 from .tracks import Tracks
 from .weights import fetch, fill, first_line, read_weights, save_weights, write_whole
@@ -129,22 +129,33 @@ class Kit:
         return torch.cat([mask, latents], dim=2)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, at_once: int = 3, moved: Tensor | None = None) -> Iterator[Tensor]:
+    def decode(self, latents: Tensor, at_once: int = 3, moved: Tensor | None = None, prompts: list[str] | None = None
+               ) -> Iterator[Tensor]:
         """Yield the frames [B, T, 3, H, W] of a clip, a few latent frames at a time: what it takes does not grow with it.
 
-        moved: what tracks carry all along (`Kit.moved`), for models whose frames are finished.
+        moved: what tracks carry all along (`Kit.moved`), for models whose frames are finished; prompts: see `finished`.
         """
         past, made = None, 0
         for part in latents.split(at_once, dim=1):
             frames, past = self.vae.decode(part, past)
             here = slice(made, made + frames.shape[1])
-            yield self.finished(frames, moved[:, here] if moved is not None else None)
+            yield self.finished(frames, moved[:, here] if moved is not None else None, prompts)
             made = here.stop
 
     @torch.no_grad()
-    def finished(self, frames: Tensor, moved: Tensor | None) -> Tensor:
-        """Decoded frames [B, T, 3, H, W] as they are shown: pulled to what tracks carry, where the kit has learned to."""
-        return frames if self.finish is None or moved is None else self.finish(frames, moved)
+    def finished(self, frames: Tensor, moved: Tensor | None, prompts: list[str] | None = None) -> Tensor:
+        """Decoded frames [B, T, 3, H, W] as they are shown: pulled to what tracks carry, where the kit has learned to.
+
+        prompts: of the B clips; specks that they ask for are spared (`finish.sparing`).
+        """
+        if self.finish is None or moved is None:
+            return frames
+        made = self.finish(frames, moved)
+        asked = [in_the_air(prompt) for prompt in prompts or ()]
+        if not any(asked):
+            return made
+        spared = sparing(made, frames, moved)
+        return torch.stack([spared[b] if air else made[b] for b, air in enumerate(asked)])
 
     @torch.no_grad()
     def encode_clip(self, image) -> Tensor | None:

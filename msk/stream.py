@@ -284,7 +284,7 @@ class Stream:
         x0 = self._roll.next(noise, motion, image, generator=self._generator, steps=steps)
         made = self._now()
         frames, self._seen = kit.vae.decode(x0, self._seen)
-        frames = kit.finished(frames, moved)
+        frames = kit.finished(frames, moved, [self.prompt])
         self._took |= {"denoise": (began, made), "decode": (made, self._now())}
         self.index += 1
         return frames

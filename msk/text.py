@@ -18,6 +18,8 @@ snow rain falling bubbles rising ripples running flickering light night day fall
 still calm camera moves quiet
 """.split())
 
+SPECKS = "snow", "rain", "bubbles", "fireflies"         # in the air: nobody can know where each of them will be
+
 _SPECIAL = ("<pad>", "<null>", "<unk>")
 _INDEX = {word: i for i, word in enumerate((*_SPECIAL, *WORDS))}
 
@@ -27,6 +29,11 @@ def tokenize(prompt: str, length: int) -> list[int]:
     words = re.findall(r"[a-z]+", prompt.lower())
     known = [_INDEX.get(word, _INDEX["<unk>"]) for word in words][:length] or [_INDEX["<null>"]]
     return known + [0] * (length - len(known))
+
+
+def in_the_air(prompt: str) -> bool:
+    """Does it ask for specks?"""
+    return any(word in SPECKS for word in re.findall(r"[a-z]+", prompt.lower()))
 
 
 def unknown_words(prompt: str) -> list[str]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Geometry
+from .text import SPECKS
 from .tracks import Tracks
 
 HELD_OUT = 1_000_000            # seeds from here on are for evaluation only: no training touches them
@@ -384,6 +385,11 @@ class Scene:
     def _is(self, name: str) -> Tensor:
         return (self.event == list(EVENTS).index(name))
 
+    @property
+    def clear(self) -> Tensor:
+        """[B] bool: no specks in the air."""
+        return ~sum(self._is(name) for name in SPECKS).bool()
+
     def _ripples(self, x, y):
         t = torch.arange(self.frames, device=x.device)[None, :, None, None]
         d = self.dice[:, :2].T.reshape(2, -1, 1, 1, 1)
@@ -464,12 +470,14 @@ class Clip:
 
 class World:
     """Draws clips. level "calm": one or two large things, quiet ground, mostly still camera, fewer events.
-    "full": up to four things of any size, strong textures, moving camera."""
+    "full": up to four things of any size, strong textures, moving camera. eventful: share of clips with an event, if not
+    the level's own (0.2, 0.65)."""
 
-    def __init__(self, geometry: Geometry, level: str = "calm"):
+    def __init__(self, geometry: Geometry, level: str = "calm", eventful: float | None = None):
         if level not in ("calm", "full"):
             raise ValueError(f"level {level!r} is not known: use 'calm' or 'full'")
         self.geometry, self.level = geometry, level
+        self.eventful = {"calm": .2, "full": .65}[level] if eventful is None else eventful
 
     @torch.no_grad()
     def sample(self, count: int, frames: int = 45, seed: int = 0, device: str | torch.device = "cpu") -> Clip:
@@ -534,7 +542,7 @@ class World:
         back = .55 + .25 * rand(B, 1)
         depth = torch.cat([back, torch.sort(.85 + .4 * rand(B, K), dim=1).values], dim=1)
 
-        event = torch.where(rand(B) < (.8 if calm else .35), 0, 1 + pick(len(EVENTS) - 1, B))
+        event = torch.where(rand(B) < 1 - self.eventful, 0, 1 + pick(len(EVENTS) - 1, B))
         scene = Scene(self.geometry, sprites, canvas, centre, size, turn, bend, depth, pan, zoom, roll, there, event,
                       rand(B, 96))
         return scene, self._captions(kind, hue, texture, there, place, event, moving)

@@ -229,6 +229,28 @@ def test_another_prompt_and_a_fresh_anchor_while_it_plays(stage, canvas):
     stage.wait("stage.prompt === 'a blue ball'")
 
 
+def test_weather_is_a_click_away_and_shows_what_the_prompt_says(stage):
+    stage.drag(BALL, (0.6, 0.5))
+    stage.wait("stage.current.index > 12")
+    field, weather = stage.page.get_by_label("Prompt"), lambda name: stage.page.get_by_role("radio", name=name)
+    stage.expect(weather("none")).to_be_checked()
+    for event, says in (("snow falling", "a red ball, snow falling"), ("night falls", "a red ball, night falls"),
+                        ("none", "a red ball")):
+        weather(event).check()
+        stage.wait(f"stage.prompt === '{says}'")
+        stage.expect(field).to_have_value(says)
+    field.fill("a red ball, bubbles rising, far away")
+    field.press("Enter")
+    stage.wait("stage.prompt.endsWith('away')")
+    stage.expect(weather("bubbles rising")).to_be_checked()
+    weather("day breaks").check()
+    stage.wait("stage.prompt === 'a red ball, far away, day breaks'")
+    for said in ("a red ball, bubbles rising, far away", "a red ball"):
+        stage.page.get_by_role("button", name="Undo").click()
+        stage.wait(f"stage.prompt === '{said}'")
+    stage.expect(weather("none")).to_be_checked()
+
+
 def test_a_saved_session_is_opened_plays_again_and_goes_on(stage, tmp_path):
     stage.drag(BALL, (0.7, 0.6))
     stage.wait("stage.current.index > 24")

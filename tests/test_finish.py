@@ -128,6 +128,37 @@ def test_it_learns_from_what_the_student_streams_beside_the_truth(kit, seed):
     assert (moved[0, :3] - truth[0]).abs().mean() < .02, "in the first frame all is where it was"
 
 
+def test_it_does_not_learn_to_wipe_specks_off(kit, monkeypatch):
+    """The student's are elsewhere than the truth's: such a clip is passed over for another."""
+    world, asked = World(TOY.geometry, "calm", eventful=1.), []
+    scene = World.scene
+
+    def counted(self, count, frames=45, seed=0, device="cpu"):
+        asked.append(scene(self, count, frames, seed, device))
+        return asked[-1]
+    monkeypatch.setattr(World, "scene", counted)
+    monkeypatch.setattr(stage, "DRAGGED", 0.)
+    for seed in range(8):
+        stage.played(kit, world, seed, 21)
+    clear = [bool(made.clear) for made, _ in asked]
+    assert sum(clear) == 8 < len(clear)
+
+
+def test_specks_are_spared_where_the_prompt_asks_for_them(kit, close):
+    """Grey frames, finely striped as they are carried, with one white speck: the stripes come back, and the speck stays."""
+    stripes = (torch.arange(32) % 2 * .04).expand(1, 2, 3, 32, 32) + .4
+    decoded = torch.full((1, 2, 3, 32, 32), .42)
+    decoded[..., 8:14, 8:14] = 1.
+    moved = torch.cat([stripes, torch.ones(1, 2, 1, 32, 32)], dim=2)
+    pulling = replace(kit, finish=lambda frames, moved: moved[:, :, :3])            # all the way
+    twice = [x.expand(2, -1, -1, -1, -1) for x in (decoded, moved)]
+    both = pulling.finished(*twice, ["a fish", "a fish, snow falling"])
+    close(both[0], stripes[0])
+    close(both[1][..., 20:, 20:], stripes[0][..., 20:, 20:])
+    close(both[1][..., 9:13, 9:13], decoded[0][..., 9:13, 9:13])
+    close(pulling.finished(decoded, moved), stripes)
+
+
 def test_its_store_keeps_the_newest_clips(kit):
     store = stage.Store(kit, "calm", capacity=2, each=3)
     for _ in range(3):

@@ -15,7 +15,8 @@ MAY = {
     "config": set(), "cache": set(), "flow": set(), "guidance": set(), "weights": set(), "host": set(),
     "finish": {"carry"},
     **{room: {"config", "host"} for room in ("attention", "tracks", "tinyvae", "text")},
-    **{room: {"config", "host", "tracks"} for room in ("motion", "carry", "camera", "world", "trackers")},
+    **{room: {"config", "host", "tracks"} for room in ("motion", "carry", "camera", "trackers")},
+    "world": {"config", "host", "text", "tracks"},      # it speaks the words that the encoder knows
     "video": {"config", "picture", "tracks"},
     "grip": {"motion", "tracks"},
     "clips": {"config", "tracks", "video"},             # a clip is a video with its tracks

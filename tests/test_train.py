@@ -1,21 +1,24 @@
 """The five stages: what each loss means, that nothing is lost on an interrupt, and that learning happens."""
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from msk.config import PRESETS, Geometry, StreamConfig
+from msk.dit import DiT
 from msk.guidance import Condition
 from msk.kit import Kit
 from msk.stream import rollout
 from msk.tracks import Tracks
 from msk.train import dmd, main, ode
 from msk.train import vae as vae_stage
-from msk.train.data import Pool, drawn
+from msk.train.data import Batch, Pool, drawn
 from msk.train.loop import Budget, Checkpoint, Learner, orthogonal, train
 from msk.train.pipeline import condition, open_gates
+from msk.train.teacher import teacher_loss
 
 TOY = PRESETS["toy"]
 
@@ -151,7 +154,44 @@ def test_a_pool_renews_itself_and_hands_out_the_first_frame(kit):
     assert batch.tracks.xy.shape[:2] == (5, 21)
 
 
+def test_clips_with_specks_in_the_air_can_be_left_out(kit):
+    pool = Pool(TOY, kit.vae, capacity=24, candidates=24, frames=5, eventful=1.)
+    pool.grow(24)
+    g = torch.Generator().manual_seed(0)
+    some, clear = pool.draw(40, 2, g), pool.draw(40, 2, g, clear=True)
+    assert not some.clear.all() and some.clear.any() and clear.clear.all()
+    for batch in (some, clear):
+        for prompt, is_clear in zip(batch.prompts, batch.clear.tolist()):
+            assert not prompt or is_clear != any(word in prompt for word in ("snow", "rain", "bubbles", "fireflies"))
+
+
 # --- the stages --------------------------------------------------------------------------------------------------------
+
+def test_cells_that_nothing_given_foretells_weigh_more(kit):
+    """Two cells that the teacher gets equally wrong: one as the tracks carry it, one not."""
+    x0 = torch.zeros(1, 2, 4, 4, 4)
+    carried = torch.zeros(1, 2, 20, 4, 4)
+    carried[:, 1, 2:6, 0] = 1.                                          # two rows carry ones; in the second they are true
+    carried[:, 1, 2:6, 1], x0[:, 1, :, 1] = 1., 1.
+
+    class Fixed(nn.Module):
+        config = replace(TOY.dit, latent_channels=4, motion_channels=20, pull=2)
+        known = DiT.known
+
+        def forward(self, x, t, text, motion, image):
+            return (x - x0 - self.off) / t[..., None, None, None]
+
+    def loss(row, moving):
+        dit = Fixed()
+        dit.off = torch.zeros_like(x0)
+        dit.off[:, 1, :, row] = 1.
+        models = SimpleNamespace(dit=dit, text=lambda prompts: None, track_head=lambda tracks, carried: carried)
+        torch.manual_seed(0)
+        return teacher_loss(models, Batch(x0, None, [""], carried), 1., moving)[0].item()
+
+    assert loss(0, 0.) == pytest.approx(loss(1, 0.), rel=1e-3)
+    assert loss(0, 4.) / loss(1, 4.) == pytest.approx(5., rel=1e-3)
+
 
 def test_a_vae_that_starts_as_a_plain_enlargement_learns_sooner():
     from msk.tinyvae import TinyVAE
@@ -205,12 +245,15 @@ def test_where_teacher_and_critic_agree_only_the_anchor_pulls(kit):
     cond, noise = asked(kit)
     clip = torch.randn(noise.shape, generator=torch.Generator().manual_seed(5))
 
-    def loss(anchor):
+    def loss(anchor, clear=None):
         return dmd.student_loss(kit.dit, kit.dit, kit.dit, cond, noise, TOY.stream, text_scale=.5, motion_scale=.5,
-                                generator=torch.Generator().manual_seed(6), real=clip, anchor=anchor)
+                                generator=torch.Generator().manual_seed(6), real=clip, anchor=anchor, clear=clear)
     assert loss(0.)[0].item() < 1e-9
     pulled, logs = loss(2.)
     assert logs["off"] > .1 and abs(pulled.item() - 2 * logs["off"]) < 1e-5
+    first, second = (loss(1., torch.arange(2) == k)[1]["off"] for k in range(2))
+    assert first > .01 and second > .01 and abs(first + second - logs["off"]) < 1e-5, "a clip with specks is let go"
+    assert loss(1., torch.zeros(2, dtype=torch.bool))[0].item() < 1e-9
 
 
 def test_a_student_that_knows_the_velocity_has_no_ode_loss(kit):

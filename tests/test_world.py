@@ -101,6 +101,16 @@ def test_every_event_changes_the_picture_and_moves_no_track():
         assert torch.equal(s.track(points)[0], still.track(points)[0])
 
 
+def test_so_many_clips_have_an_event_and_specks_are_in_the_air_of_some():
+    for share, world in ((.2, World(GEOMETRY)), (.65, World(GEOMETRY, "full")), (0., World(GEOMETRY, eventful=0.)),
+                         (.9, World(GEOMETRY, "full", eventful=.9))):
+        drawn, captions = world.scene(400, 2, 5)
+        assert ((drawn.event > 0).float().mean() - share).abs() < .07
+        said = torch.tensor([any(EVENTS[s] in caption for s in ("snow", "rain", "bubbles", "fireflies"))
+                             for caption in captions])
+        assert torch.equal(drawn.clear, ~said) and (said.any() or not share)
+
+
 def test_every_kind_of_thing_is_drawn_and_is_not_convex():
     from msk.world import SPRITE, _sprites
     n = len(KINDS)

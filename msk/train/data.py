@@ -19,11 +19,12 @@ from .loop import autocast
 @dataclass(frozen=True)
 class Batch:
     """latents [B, F, C, h, w]; tracks over the same time, already chosen and hidden; prompts ("" where dropped); what the
-    tracks carry of the first frame (`carry.carry`), for models that are told."""
+    tracks carry of the first frame (`carry.carry`), for models that are told; clear [B]: which have no specks in the air."""
     latents: Tensor
     tracks: Tracks
     prompts: list[str]
     carried: Tensor | None = None
+    clear: Tensor | None = None
 
     def given(self, mask_channels: int) -> Tensor:
         """The first frame behind its mask of ones, [B, 1, mask + C, h, w], as `Kit.encode_image` gives it."""
@@ -63,13 +64,14 @@ class Pool:
     """A store of clips as latents, with their candidate tracks and captions, that keeps being renewed.
 
     Rendering costs as much as training, so each clip is used a few times, with other tracks, noise and cuts each time.
-    candidates: tracks followed in each clip; 0: one for every 36 square pixels.
+    candidates: tracks followed in each clip; 0: one for every 36 square pixels. eventful: see `World`.
     """
 
     def __init__(self, preset: Preset, vae: TinyVAE, *, capacity: int = 4096, candidates: int = 0,
-                 frames: int = 45, level: str = "calm", seed: int = 0, device: str | torch.device = "cpu"):
+                 frames: int = 45, level: str = "calm", eventful: float | None = None, seed: int = 0,
+                 device: str | torch.device = "cpu"):
         self.preset, self.vae, self.frames, self.device = preset, vae, frames, torch.device(device)
-        self.world = World(preset.geometry, level)
+        self.world = World(preset.geometry, level, eventful)
         c, (h, w) = preset.vae.latent_channels, preset.geometry.latent_size
         candidates = candidates or max(8, preset.geometry.height * preset.geometry.width // 36)
         self.candidates, self.capacity, self.size, self.made, self.seed = candidates, capacity, 0, 0, seed
@@ -80,6 +82,7 @@ class Pool:
         self.visible = empty(frames, candidates, dtype=torch.bool)
         self.layer, self.born = empty(candidates, dtype=torch.int16), empty(candidates, dtype=torch.int16)
         self.captions: list[str] = [""] * capacity
+        self.clear = torch.ones(capacity, dtype=torch.bool)
 
     @torch.no_grad()
     def grow(self, count: int) -> None:
@@ -96,13 +99,16 @@ class Pool:
         self.first[at] = (clip.frames[:, 0] * 255).round().byte()
         self.xy[at], self.visible[at] = xy.clamp(-999, 999).half(), visible
         self.layer[at], self.born[at] = layer.short(), born.short()
+        self.clear[at.cpu()] = clip.scene.clear.cpu()
         for i, caption in zip(at.tolist(), clip.captions):
             self.captions[i] = caption
         self.made += count
         self.size = min(self.capacity, self.size + count)
 
-    def draw(self, count: int, latent_frames: int, generator: torch.Generator, **drawing) -> Batch:
-        at = torch.randint(self.size, (count,), generator=generator)
+    def draw(self, count: int, latent_frames: int, generator: torch.Generator, clear: bool = False, **drawing) -> Batch:
+        """clear: only clips without specks in the air, which can be told from what is given but for chance."""
+        among = self.clear[:self.size].nonzero()[:, 0] if clear else torch.arange(self.size)
+        at = among[torch.randint(len(among), (count,), generator=generator)]
         where = at.to(self.device)
         frames = self.preset.geometry.pixel_frames(latent_frames)
         ids = draw_ids(count, self.candidates, self.preset.tracks.max_id, generator, self.device)
@@ -115,7 +121,7 @@ class Pool:
         if self.preset.tracks.carry:
             with autocast(self.device), torch.no_grad():
                 carried = carry(tracks, self.first[where] / 255, self.vae.encode_alone, self.preset.geometry)
-        return Batch(self.latents[where, :latent_frames].float(), tracks, prompts, carried)
+        return Batch(self.latents[where, :latent_frames].float(), tracks, prompts, carried, self.clear[at].to(self.device))
 
     def batches(self, count: int, latent_frames: Callable[[], int] | int, fresh: int, seed: int = 0, **drawing
                 ) -> Iterator[Batch]:

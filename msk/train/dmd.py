@@ -42,11 +42,12 @@ def dmd_loss(x0: Tensor, teacher, critic, t: Tensor, noise: Tensor | None = None
 
 def student_loss(student, teacher, critic, cond: Condition, noise: Tensor, config: StreamConfig, *, text_scale: float,
                  motion_scale: float, generator: torch.Generator | None = None, real: Tensor | None = None,
-                 anchor: float = 0.) -> tuple[Tensor, dict]:
+                 anchor: float = 0., clear: Tensor | None = None) -> tuple[Tensor, dict]:
     """Roll out with a graph through one random step, then match distributions: guided teacher against critic.
 
     anchor: weight of a regression term that holds the rollout to `real`, the clip [B, F, C, h, w] whose tracks it follows.
-    DMD has one (2311.18828, Sec. 3.3); MotionStream has none, and a teacher of its size needs none.
+    DMD has one (2311.18828, Sec. 3.3); MotionStream has none, and a teacher of its size needs none. clear [B]: the clips
+    that are held so (None: all); specks in the air are as good elsewhere, and their mean is none.
     """
     exit_at = int(torch.randint(config.steps, (), generator=generator))     # the same for every chunk
     x0 = roll_out(student, cond, noise, config, exit_at, generator)
@@ -55,7 +56,8 @@ def student_loss(student, teacher, critic, cond: Condition, noise: Tensor, confi
                     lambda x, t: critic(x, t, cond.text, cond.motion, cond.image), t)
     logs = {"exit": exit_at}
     if real is not None and anchor:
-        off = F.mse_loss(x0.float(), real)
+        off = (x0.float() - real).square().mean(dim=(1, 2, 3, 4))
+        off = off.mean() if clear is None else (off * clear).mean()
         loss, logs = loss + anchor * off, logs | {"off": off.item()}
     return loss, logs
 

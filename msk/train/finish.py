@@ -30,17 +30,17 @@ def played(kit: Kit, world: World, seed: int, frames: int = 45) -> Tensor:
     shot = hands.take(world, hands.CASES[name], seed, frames, max_id) if rand() < DRAGGED else None
     if shot is not None:
         told = hands.held(kit, shot).told if rand() < .8 and grip.can_cut() else shot.told
-        truth, captions = shot.truth, [shot.caption]
+        truth, captions, clear = shot.truth, [shot.caption], True
     else:
         clip = world.sample(1, frames, seed=seed)
         count = max(8, world.geometry.height * world.geometry.width // 36)
         xy, visible, layer, born = followed(clip.scene, count, generator)
         tracks = Tracks(xy, visible, draw_ids(1, count, max_id, generator))
         told = drawn(replace(tracks, origin=tracks.origins()), layer, born, generator, dense=.6, none=0.)
-        truth, captions = clip.frames, clip.captions
+        truth, captions, clear = clip.frames, clip.captions, bool(clip.scene.clear.all())
     truth, told = truth.to(kit.device), told.to(kit.device)
     moved = kit.moved(told, truth[:, 0])
-    if moved is None:                                                           # all hidden: nothing to learn from
+    if moved is None or not clear:                      # nothing to learn from: all is hidden, or its specks are elsewhere
         return played(kit, world, (seed + 1) % HELD_OUT, frames)
     made = by_student(replace(kit, finish=None), captions, truth[:, 0], told, frames, seed, moved)
     return (torch.cat([made, moved, truth], dim=2)[0] * 255).round().byte()

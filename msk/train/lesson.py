@@ -25,11 +25,12 @@ from .teacher import Teacher, teacher_loss
 def small(preset: Preset, pixels: int = 32) -> Preset:
     """The preset for small square pictures: its autoencoder and track head, a transformer of a quarter of a million.
 
-    Without `pull`, so that it begins by saying nothing, as the paper's would.
+    Without `pull`, so that it begins by saying nothing, as the paper's would; its scales sum to 1, which is no guidance: a
+    teacher of seconds knows too little to be pushed beyond.
     """
     dit = replace(preset.dit, pull=-1, dim=96, ffn_dim=192, heads=4, layers=2, patch=(1, 1, 1), freq_dim=64)
     return replace(preset, name=f"{preset.name}-small", geometry=Geometry(pixels, pixels, fps=preset.geometry.fps), dit=dit,
-                   sample_steps=6)
+                   sample_steps=6, text_scale=.5, motion_scale=.5)
 
 
 def paper_layout(preset: Preset) -> Preset:

@@ -40,6 +40,7 @@ from .teacher import Teacher, seek_ids, teacher_loss
 STAGES = ("vae", "teacher", "causal", "distill", "finish")
 SHARE = {"vae": .25, "teacher": .40, "causal": .10, "distill": .15, "finish": .10}     # of the time given to "all"
 HURRIED = 0.5                   # of the VAE's clips: a world that moves calmly never shows it what a hand does
+EVENTFUL = 0.6                  # of the clips, once tracks are followed, have an event: what is left is what no track says
 LATENT_FRAMES = 12              # a training clip: four chunks, so that with one sink and one window chunk eviction happens
 
 
@@ -181,16 +182,21 @@ def in_blocks(name: str, p: Tensor) -> bool:
 def train_teacher(preset: Preset, out: Path, budget: Budget, device, *, level: str = "calm", batch: int = 24,
                   lr: float = 1e-3, warm_pool: int = 384, capacity: int = 6144, init: Path | None = None) -> None:
     """Rectified flow: short clips first (motion is learnt on them just as well, at half the price), then whole ones; the
-    last quarter with mid-frame masking, as the paper's second stage."""
+    last quarter with mid-frame masking, as the paper's second stage.
+
+    From the teacher of a kit: its gates begin less open than they were left, and more is asked of what no track says.
+    """
     torch.manual_seed(1)
     if init is not None:
         models = load_teacher(preset, init, device).train().requires_grad_(True)
+        if preset.dit.pull >= 0:
+            models.dit.gate.bias.data -= 2
     else:
         models = Teacher(DiT(preset.dit), TrackHead(preset.tracks, preset.geometry), TextEncoder(preset.text)).to(device)
     learner = Learner(models, lr, ema=0.9985, decay_from=0.55, muon=in_blocks, muon_lr=2 * lr)
     checkpoint = Checkpoint(out / "teacher.ckpt", budget, models=learner)
     resumed = checkpoint.resume()
-    pool = make_pool(preset, out, device, capacity=capacity, level=level, seed=budget.done)
+    pool = make_pool(preset, out, device, capacity=capacity, level=level, eventful=init and EVENTFUL, seed=budget.done)
     fill_pool(pool, warm_pool)
     if not resumed and init is None:
         seek_ids(models, pool.draw(8, LATENT_FRAMES // 2, torch.Generator().manual_seed(0), dense=1., none=0.).tracks)
@@ -205,23 +211,24 @@ def train_teacher(preset: Preset, out: Path, budget: Budget, device, *, level: s
                             dense=.5 if budget.progress > .4 else .7, masking=.2 if budget.progress > .75 else 0.)
 
     def loss_of(drawn: Batch) -> tuple[Tensor, dict]:
-        return teacher_loss(models, drawn, preset.stream.time_shift, moving=.5 if budget.progress < .7 else 0.)
+        moving = 0. if budget.progress > .7 else .5 if init is None else 4.
+        return teacher_loss(models, drawn, preset.stream.time_shift, moving)
 
     run(out, "teacher", train(learner, loss_of, batches(), budget, checkpoint))
     models.load_state_dict(learner.averaged())
     models.eval().requires_grad_(False)
-    settle(models.dit, models, pool, preset, student=False)
+    settle(models.dit, models, preset, out, device, level, student=False)
     for name, module in (("teacher", models.dit), ("track_head", models.track_head), ("text", models.text)):
         save_weights(module.state_dict(), out / f"{name}.safetensors")
     preview(preset, out, models, None, "teacher", device, level)
 
 
 def train_causal(preset: Preset, out: Path, budget: Budget, device, *, level: str = "calm", clips: int = 768,
-                 batch: int = 12, lr: float = 4e-4, real: float = .75) -> None:
+                 batch: int = 12, lr: float = 4e-4, real: float = .5) -> None:
     """At most two fifths of the time for trajectories of the guided teacher, the rest for regression under causal masks.
 
     An interrupt keeps the trajectories that are made. real: share of batches that are real clips on straight lines to noise,
-    beside the teacher's trajectories.
+    beside the teacher's trajectories; without specks in the air, which only a path from this very noise can tell of.
     """
     torch.manual_seed(2)
     models, path = load_teacher(preset, out, device), out / "trajectories.safetensors"
@@ -230,7 +237,7 @@ def train_causal(preset: Preset, out: Path, budget: Budget, device, *, level: st
         store = [ode.Trajectories(**read_weights(part))] if part.exists() else []
         made, began = sum(len(s.latents) for s in store), time.monotonic()
         torch.manual_seed(2 + made)
-        pool = make_pool(preset, out, device, capacity=max(64, 4 * batch), level=level, seed=11 + made)
+        pool = make_pool(preset, out, device, capacity=max(64, 4 * batch), level=level, eventful=EVENTFUL, seed=11 + made)
         generator, steps = torch.Generator().manual_seed(2 + made), 4 * preset.stream.steps
         limit = budget.seconds * .4 if budget.seconds else float("inf")
         try:
@@ -259,7 +266,7 @@ def train_causal(preset: Preset, out: Path, budget: Budget, device, *, level: st
 
     def batches() -> Iterator[ode.Trajectories]:
         generator, taught = torch.Generator().manual_seed(budget.done), ode.shuffled(paths, batch, device, seed=budget.done)
-        clips = pool.batches(batch, LATENT_FRAMES, fresh=max(2, batch // 6), seed=budget.done, none=.05)
+        clips = pool.batches(batch, LATENT_FRAMES, fresh=max(2, batch // 6), seed=budget.done, none=.05, clear=True)
         while True:
             if torch.rand((), generator=generator) < real:
                 drawn = next(clips)
@@ -269,7 +276,7 @@ def train_causal(preset: Preset, out: Path, budget: Budget, device, *, level: st
 
     run(out, "causal", train(learner, lambda b: ode.ode_loss(student, b, preset.stream), batches(), budget, checkpoint))
     student.load_state_dict(learner.averaged())
-    settle(student, models, pool, preset, student=True)
+    settle(student, models, preset, out, device, level, student=True)
     save_weights(student.state_dict(), out / "causal.safetensors")
     preview(preset, out, models, student.eval(), "causal", device, level)
 
@@ -288,7 +295,7 @@ def train_distill(preset: Preset, out: Path, budget: Budget, device, *, level: s
     critic_learner = Learner(critic, critic_lr, ema=0., **settings)
     checkpoint = Checkpoint(out / "distill.ckpt", budget, student=student_learner, critic=critic_learner)
     checkpoint.resume()
-    pool = make_pool(preset, out, device, capacity=512, level=level, seed=23 + budget.done)
+    pool = make_pool(preset, out, device, capacity=512, level=level, eventful=EVENTFUL, seed=23 + budget.done)
     fill_pool(pool, max(64, 4 * batch))
     asked = pool.batches(batch, LATENT_FRAMES, fresh=max(2, batch // 4), seed=budget.done, none=.05, masking=.2)
 
@@ -300,18 +307,19 @@ def train_distill(preset: Preset, out: Path, budget: Budget, device, *, level: s
             critic_learner.update(loss, budget.progress)
             lag += loss.item() / ratio
         student.requires_grad_(True)
-        cond, noise, real = prompted()
+        cond, noise, drawn = prompted()
         loss, logs = dmd.student_loss(student, models.dit, critic, cond, noise, preset.stream, text_scale=preset.text_scale,
-                                      motion_scale=preset.motion_scale, real=real, anchor=anchor)
+                                      motion_scale=preset.motion_scale, real=drawn.latents, anchor=anchor,
+                                      clear=drawn.clear)
         return loss, logs | {"critic": lag}
 
-    def prompted() -> tuple[Condition, Tensor, Tensor]:
+    def prompted() -> tuple[Condition, Tensor, Batch]:
         batch = next(asked)
-        return condition(models, batch), torch.randn_like(batch.latents), batch.latents
+        return condition(models, batch), torch.randn_like(batch.latents), batch
 
     run(out, "distill", train(student_learner, cycle, iter(lambda: None, 0), budget, checkpoint), every=5)
     student.load_state_dict(student_learner.averaged())
-    settle(student, models, pool, preset, student=True)
+    settle(student, models, preset, out, device, level, student=True)
     save_weights(student.state_dict(), out / "student.safetensors")
     preview(preset, out, models, student.eval(), "student", device, level)
 
@@ -363,10 +371,13 @@ def open_gates(dit: DiT, answer: Callable[[], Tensor], truth: Tensor, most: int 
     return opened
 
 
-def settle(dit: DiT, models: Teacher, pool: Pool, preset: Preset, student: bool, clips: int = 8) -> None:
-    """`open_gates` on real clips, half of them with all their tracks, for a dit that has gates."""
+def settle(dit: DiT, models: Teacher, preset: Preset, out: Path, device, level: str, student: bool, clips: int = 8) -> None:
+    """`open_gates` for a dit that has some: on real clips, about half of them with all their tracks, and without events,
+    of which nothing given says when and where."""
     if dit.config.pull < 0:
         return
+    pool = make_pool(preset, out, device, capacity=clips, level=level, eventful=0., seed=41)
+    pool.grow(clips)
     batch = pool.draw(clips, LATENT_FRAMES, torch.Generator().manual_seed(7), dense=.5, none=0.)
     cond, noise = condition(models, batch), torch.randn_like(batch.latents)
 

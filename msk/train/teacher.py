@@ -60,17 +60,19 @@ def seek_ids(models: Teacher, tracks: Tracks, blocks: int = 1, heads: int = 2, l
 def teacher_loss(models: Teacher, batch: Batch, time_shift: float = 3.0, moving: float = 0.) -> tuple[Tensor, dict]:
     """|| v(x_t, t, text, motion, image) - (noise - x0) ||^2, t uniform before the shift. MotionStream, Sec. 3.1, App. A.
 
-    moving: extra weight on cells that differ from the first frame, while following is still to be learnt.
+    moving: extra weight on cells that differ from what is known of them (`DiT.known`; without it, from the first frame),
+    while following, and what no track says, is still to be learnt.
     """
     x0 = batch.latents
     t = shift(torch.rand(len(x0), 1, device=x0.device), time_shift).expand(-1, x0.shape[1])          # [B, F]
     noise = torch.randn_like(x0)
     text, motion = models.text(batch.prompts), models.track_head(batch.tracks, carried=batch.carried)
-    velocity = models.dit(add_noise(x0, noise, t), t, text, motion,
-                          batch.given(models.dit.config.mask_channels))
+    given = batch.given(models.dit.config.mask_channels)
+    velocity = models.dit(add_noise(x0, noise, t), t, text, motion, given)
     error = (velocity.float() - (noise - x0)).square()
     if moving:
-        weight = 1 + moving * (x0 - x0[:, :1]).abs().mean(dim=2, keepdim=True)
+        known = models.dit.known(x0, motion.detach(), given)[0] if models.dit.config.pull >= 0 else x0[:, :1]
+        weight = 1 + moving * (x0 - known).abs().mean(dim=2, keepdim=True)
         error = error * weight / weight.mean()
     error = error.mean(dim=(2, 3, 4))                                                               # [B, F]
     high = t[:, 0] > .75
