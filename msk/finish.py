@@ -40,7 +40,7 @@ class Finish(nn.Module):
 def sparing(made: Tensor, frames: Tensor, moved: Tensor) -> Tensor:
     """Finished frames `made`, but as they were decoded where these and what is carried, `moved`, are far apart.
 
-    For clips with specks in the air: the given picture has none, and finished they would be wiped off.
+    For clips in which it snows or night falls: of that the given picture has nothing, and finished it would be wiped off.
     """
     apart = around((frames - moved[:, :, :3]).abs().amax(dim=2, keepdim=True), 2)
     return frames + ((0.12 - apart) / 0.08).clamp(0, 1) * (made - frames)

@@ -19,7 +19,7 @@ from .finish import Finish, sparing
 from .guidance import Condition
 from .motion import TrackHead
 from .picture import picture
-from .text import TextEncoder, in_the_air
+from .text import TextEncoder, stirs
 from .tinyvae import TinyVAE
 from .tracks import Tracks
 from .weights import fetch, fill, first_line, read_weights, save_weights, write_whole
@@ -146,16 +146,16 @@ class Kit:
     def finished(self, frames: Tensor, moved: Tensor | None, prompts: list[str] | None = None) -> Tensor:
         """Decoded frames [B, T, 3, H, W] as they are shown: pulled to what tracks carry, where the kit has learned to.
 
-        prompts: of the B clips; specks that they ask for are spared (`finish.sparing`).
+        prompts: of the B clips; weather and light that they ask for are spared (`finish.sparing`).
         """
         if self.finish is None or moved is None:
             return frames
         made = self.finish(frames, moved)
-        asked = [in_the_air(prompt) for prompt in prompts or ()]
+        asked = [stirs(prompt) for prompt in prompts or ()]
         if not any(asked):
             return made
         spared = sparing(made, frames, moved)
-        return torch.stack([spared[b] if air else made[b] for b, air in enumerate(asked)])
+        return torch.stack([spared[b] if stirs_it else made[b] for b, stirs_it in enumerate(asked)])
 
     @torch.no_grad()
     def encode_clip(self, image) -> Tensor | None:

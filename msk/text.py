@@ -19,6 +19,7 @@ still calm camera moves quiet
 """.split())
 
 SPECKS = "snow", "rain", "bubbles", "fireflies"         # in the air: nobody can know where each of them will be
+STIRRING = *SPECKS, "ripples", "flickering", "night", "day", "swaying"      # what no picture shows and no track says
 
 _SPECIAL = ("<pad>", "<null>", "<unk>")
 _INDEX = {word: i for i, word in enumerate((*_SPECIAL, *WORDS))}
@@ -31,9 +32,9 @@ def tokenize(prompt: str, length: int) -> list[int]:
     return known + [0] * (length - len(known))
 
 
-def in_the_air(prompt: str) -> bool:
-    """Does it ask for specks?"""
-    return any(word in SPECKS for word in re.findall(r"[a-z]+", prompt.lower()))
+def stirs(prompt: str) -> bool:
+    """Does it ask for what no picture shows and no track says?"""
+    return any(word in STIRRING for word in re.findall(r"[a-z]+", prompt.lower()))
 
 
 def unknown_words(prompt: str) -> list[str]:

@@ -227,8 +227,7 @@ viz.live(look, text_scale=list(text_scales), motion_scale=list(motion_scales))
 #
 # The last frame over the grid of scales, text downwards, motion to the right, from the same noise, with its EPE in pixels
 # and its share of light. What does text pull on? On the whole picture, and the thing goes under in the dark. And motion? On
-# the thing: along the last row it comes back, where it was flicked to, and the night stays. (What was left behind where it
-# began is a ghost: nobody said what the hole is to be filled with.)
+# the thing: along the last row it comes back, where it was flicked to, and the night stays.
 
 # %%
 notes = {scales: f"EPE {missed.view(-1)[i]:.1f}, light {light.view(-1)[i]:.0%}" for i, scales in enumerate(made)}

@@ -10,7 +10,7 @@ from msk.config import PRESETS
 from msk.finish import Finish, around
 from msk.train import finish as stage
 from msk.train.loop import Budget, Learner, train
-from msk.world import World
+from msk.world import EVENTS, World
 
 TOY = PRESETS["toy"]
 
@@ -144,7 +144,8 @@ def test_it_does_not_learn_to_wipe_specks_off(kit, monkeypatch):
     assert sum(clear) == 8 < len(clear)
 
 
-def test_specks_are_spared_where_the_prompt_asks_for_them(kit, close):
+@pytest.mark.parametrize("event", [event for event in EVENTS.values() if event])
+def test_what_the_prompt_asks_for_is_spared(kit, close, event):
     """Grey frames, finely striped as they are carried, with one white speck: the stripes come back, and the speck stays."""
     stripes = (torch.arange(32) % 2 * .04).expand(1, 2, 3, 32, 32) + .4
     decoded = torch.full((1, 2, 3, 32, 32), .42)
@@ -152,7 +153,7 @@ def test_specks_are_spared_where_the_prompt_asks_for_them(kit, close):
     moved = torch.cat([stripes, torch.ones(1, 2, 1, 32, 32)], dim=2)
     pulling = replace(kit, finish=lambda frames, moved: moved[:, :, :3])            # all the way
     twice = [x.expand(2, -1, -1, -1, -1) for x in (decoded, moved)]
-    both = pulling.finished(*twice, ["a fish", "a fish, snow falling"])
+    both = pulling.finished(*twice, ["a fish", f"a fish, {event}"])
     close(both[0], stripes[0])
     close(both[1][..., 20:, 20:], stripes[0][..., 20:, 20:])
     close(both[1][..., 9:13, 9:13], decoded[0][..., 9:13, 9:13])
