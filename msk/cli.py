@@ -21,7 +21,7 @@ msk: drag points on a picture and watch the video follow.
            msk models                   every preset: size, memory, disk, licence
   measure  msk bench                    how fast: frames per second, latency, memory
            msk eval                     how good: does it follow, is it sharp
-  make     msk train all                all stages: vae, teacher, causal, distill, finish
+  make     msk train all                all stages: vae, teacher, causal, distill, cutter, finish
            msk widen BASE               columns for tracks in a Wan transformer, to train from
 """
 
@@ -165,7 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", metavar="F", help="write the figures there too; world and ablations go on with it")
 
     train = command("train", run_train, "train a model from nothing, or go on")
-    train.add_argument("stage", choices=["vae", "teacher", "causal", "distill", "finish", "all"])
+    train.add_argument("stage", choices=["vae", "teacher", "causal", "distill", "cutter", "finish", "all"])
     train.add_argument("--preset", default="tiny", help="which sizes")
     train.add_argument("--budget", type=seconds, default="60m", help="time for it: 90s, 60m, 1h30m")
     train.add_argument("--out", metavar="DIR", help="checkpoints and previews; runs/PRESET")
@@ -173,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--level", default="calm", choices=["calm", "full"], help="how wild the drawn world is")
     train.add_argument("--device", help="cpu, cuda, cuda:1; the best there is")
     train.add_argument("--init", metavar="KIT",
-                       help="a kit folder to start from; teacher, finish or VAE's decoder goes on from it")
+                       help="a kit folder to start from; teacher, cutter, finish or VAE's decoder goes on")
     train.add_argument("--threads", type=whole, help="CPU threads")
     train.add_argument("--size", type=whole, help="rows and columns of pixels, in place of the preset's")
 
@@ -246,7 +246,7 @@ def demo(name: str):
 
 
 def run_generate(args) -> None:
-    from . import __version__, generate, grip, video
+    from . import __version__, generate, video
     from .kit import load
     from .picture import read_picture
     teachers = args.text_scale, args.motion_scale, args.steps, args.solver
@@ -267,7 +267,7 @@ def run_generate(args) -> None:
     if tracks is not None:
         tracks = generate.onto_model(tracks, generate.said_size(args.tracks) or picture.size, kit, args.seed)
         if args.whole:
-            tracks = grip.whole(tracks, kit.pixels(picture)[0].cpu(), kit.geometry.stride, kit.preset.tracks.max_id)
+            tracks = kit.whole(tracks, picture)
     if args.teacher:
         chunks = generate.by_teacher(kit, args.prompt, picture, tracks, frames, args.seed,
                                      args.text_scale, args.motion_scale)

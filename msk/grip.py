@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from .cutter import Cutter
 from .motion import draw_ids
 from .tracks import Tracks
 
@@ -23,9 +24,12 @@ NEAR = 0.2           # and what is so near, hangs together with it,
 UNLIKE = 16          # and is so far (CIE Lab) from the ground, the median of
 AROUND = 0.48        # a window of so many shorter sides
 RIM = 0.03           # of the shorter side: the picture's rim is ground
+SURE = 0.7           # a cutter's mask, and what it holds likely, overlap by so much at least
 LOOKED_AT = 160      # pixels of the shorter side of what is looked at
 SHARE = 0.004, 0.3   # of the picture: what is larger is ground, and so is what is hardly more than the point
 HALO = 0.024         # of the shorter side: what is so near to a thing is neither the thing nor the rest
+WITHIN, BESIDE = 0.008, 0.04    # of it: so far inside its outline, and outside, points say where it ends,
+APART = 0.047        # and stand so far apart
 MOST = 64            # points on one thing, or thereabouts
 REST = 8             # columns and rows of points that hold the rest
 SIZES = 0.5, 2.0     # a thing may be made smaller and larger by so much
@@ -39,15 +43,24 @@ def can_cut() -> bool:
     return True
 
 
-def cut(picture: np.ndarray, place: complex) -> np.ndarray | None:
+def cut(picture: np.ndarray, place: complex, cutter: Cutter | None = None) -> np.ndarray | None:
     """The thing at `place` of a picture [H, W, 3] uint8, as a mask [H, W] bool; None where there is but ground.
 
-    Raises ImportError without OpenCV.
+    As the cutter has learned it, where it is SURE; else by colours. Raises ImportError without OpenCV.
     """
-    try:
-        import cv2
-    except ImportError:
-        raise ImportError('finding things in a picture needs OpenCV: pip install "msk[demo]"') from None
+    if not can_cut():
+        raise ImportError('finding things in a picture needs OpenCV: pip install "msk[demo]"')
+    if cutter is not None:
+        likely = cutter.likely(picture, place)
+        mask = likely > 0.5
+        if (likely * mask).sum() > SURE * np.maximum(likely, mask).sum():
+            return mask if mask.mean() > SHARE[0] else None
+    return by_colours(picture, place)
+
+
+def by_colours(picture: np.ndarray, place: complex) -> np.ndarray | None:
+    """`cut` by colours alone: GrabCut, within what hangs together with the place and is unlike the ground around."""
+    import cv2
     height, width = picture.shape[:2]
     scale = min(1.0, LOOKED_AT / min(height, width))
     small = cv2.resize(np.ascontiguousarray(picture), (max(1, round(width * scale)), max(1, round(height * scale))),
@@ -90,6 +103,28 @@ def spread(mask: np.ndarray, spacing: float) -> np.ndarray:
     return places[_at(mask, places)]
 
 
+def along(mask: np.ndarray, spacing: float) -> np.ndarray:
+    """Places [N] complex along the outlines of a mask [H, W], about `spacing` apart; none where they leave the picture."""
+    y, x = np.nonzero(mask & ~_grown(mask, -1))
+    places = x + 0.5 + 1j * (y + 0.5)
+    column, row = x // spacing, y // spacing
+    off = np.maximum(abs(x + 0.5 - (column + 0.5) * spacing), abs(y + 0.5 - (row + 0.5) * spacing))
+    order = np.lexsort((off, column, row))                              # in each square, the one nearest to its middle
+    first = np.unique(np.stack([row, column])[:, order], axis=1, return_index=True)[1]
+    return places[order][first]
+
+
+def _grown(mask: np.ndarray, reach: int) -> np.ndarray:
+    """A mask [H, W], and what is within `reach` rows and columns of it; without what is so near to its outline, if reach is
+    negative. What lies outside the picture goes on as its rim."""
+    if reach < 0:
+        return ~_grown(~mask, -reach)
+    wide = np.pad(mask, reach, mode="edge")
+    for axis in (0, 1):
+        wide = np.logical_or.reduce([np.roll(wide, k, axis) for k in range(-reach, reach + 1)])
+    return wide[reach:wide.shape[0] - reach, reach:wide.shape[1] - reach]
+
+
 def _at(mask: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The mask's values at places [...] complex; False outside the picture."""
     here = inside(places, mask.shape[::-1])
@@ -105,6 +140,7 @@ class Thing:
     turn: complex = 1 + 0j
     shift: complex = 0j
     ids: list[int] = field(default_factory=list)        # of its points, for the model
+    beside: Thing | None = None         # points of the rest close about it, which stay
 
     @classmethod
     def at(cls, picture: np.ndarray, place: complex, spacing: float, known: list[Thing] = (), cut=cut) -> Thing | None:
@@ -117,15 +153,15 @@ class Thing:
         mask = _around(mask, int(place.real), int(place.imag))
         if mask.mean() <= SHARE[0]:
             return None
-        origins = spread(mask, max(spacing, (mask.sum() / MOST) ** 0.5))
-        return cls(mask, origins if len(origins) else np.array([place]), place)
+        side = min(mask.shape)
+        within, beside = (along(_grown(mask, max(1, round(far * side)) * way), APART * side)
+                          for far, way in ((WITHIN, -1), (BESIDE, 1)))
+        origins = np.concatenate([spread(mask, max(spacing, (mask.sum() / MOST) ** 0.5)), within])
+        about = cls(np.zeros_like(mask), beside) if len(beside) else None
+        return cls(mask, origins if len(origins) else np.array([place]), place, beside=about)
 
     def __post_init__(self):
-        reach = max(1, round(HALO * min(self.mask.shape)))
-        wide = np.pad(self.mask, reach)
-        for axis in (0, 1):
-            wide = np.logical_or.reduce([np.roll(wide, k, axis) for k in range(-reach, reach + 1)])
-        self.wide = wide[reach:-reach, reach:-reach]        # with what is so near that it may be of it
+        self.wide = _grown(self.mask, max(1, round(HALO * min(self.mask.shape))))   # with what may be of it, so near it is
 
     def outline(self) -> np.ndarray:
         """Corners [K] complex of its largest outline, where it is now."""
@@ -198,8 +234,8 @@ def speaking(things: list[Thing], ways: list[tuple], rest: np.ndarray, spots: li
     return speaks
 
 
-def whole(tracks: Tracks, picture: torch.Tensor, stride: int, max_id: int = 16384, rest: bool = True, seed: int = 0
-          ) -> Tracks:
+def whole(tracks: Tracks, picture: torch.Tensor, stride: int, max_id: int = 16384, rest: bool = True, seed: int = 0,
+          cut=cut) -> Tracks:
     """A hand's few tracks, and with them those of the things they take hold of and, with `rest`, of all that stays.
 
     tracks [1, T, N]; picture [3, H, W] in [0, 1], where they begin; stride: pixels to a latent cell. A track that moves
@@ -216,9 +252,10 @@ def whole(tracks: Tracks, picture: torch.Tensor, stride: int, max_id: int = 1638
     for n in sorted(range(len(origins)), key=lambda n: not moves[n]):
         whose[n] = next((thing for thing in things if thing.covers(origins[n], wide=False)), None)
         if whose[n] is None and moves[n]:
-            whose[n] = Thing.at(picture, complex(origins[n]), stride, things)
+            whose[n] = Thing.at(picture, complex(origins[n]), stride, things, cut)
             things += [whose[n]] if whose[n] is not None else []
-    loose = spread(np.ones(picture.shape[:2], bool), max(size) / REST) if rest else np.zeros(0, complex)
+    loose = [spread(np.ones(picture.shape[:2], bool), max(size) / REST), *(t.beside.origins for t in things if t.beside)]
+    loose = np.concatenate(loose) if rest else np.zeros(0, complex)
     for thing in things:
         loose = loose[~thing.covers(loose)]
     places, speaks = [], []

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from . import grip, trackers
+from . import trackers
 from .evaluate import Row, epe, header, held_out, keep, psnr, save_strip, through_vae
 from .generate import by_stream
 from .kit import Kit, load
@@ -345,8 +345,7 @@ def run(model: str | Kit = "tiny", clips: int = 8, json_path=None, *, cases: tup
 
 def held(kit: Kit, shot: Take) -> Take:
     """The take with what the hand takes hold of, and all that stays, told too."""
-    told = grip.whole(shot.told, shot.truth[0, 0], kit.geometry.stride, kit.preset.tracks.max_id, seed=shot.seed)
-    return replace(shot, told=told)
+    return replace(shot, told=kit.whole(shot.told, shot.truth[:, 0], seed=shot.seed))
 
 
 def play(kit: Kit, shot: Take) -> Tensor:

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import grip
 from .carry import encoded, moved
 from .config import PRESETS, Geometry, Preset
+from .cutter import Cutter
 from .dit import WIDE, DiT
 from .finish import Finish, sparing
 from .guidance import Condition
@@ -25,7 +28,8 @@ from .tracks import Tracks
 from .weights import fetch, fill, first_line, read_weights, save_weights, write_whole
 
 ROLES = ("student", "teacher")
-PARTS = ("track_head", "vae", "text", "clip", "finish")     # beside the transformer; not every kit has the last three
+PARTS = ("track_head", "vae", "text", "clip", "finish", "cutter")   # beside the transformer; not every kit has the last four
+LATE = ("finish", "cutter")                 # their stages come last: a folder may hold none yet
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Kit:
     role: str = "student"
     clip: nn.Module | None = None               # pictures [B, 3, H, W] -> CLIP features, for models that look at them
     finish: Finish | None = None                # decoded frames, what tracks carry -> frames as they are shown
+    cutter: Cutter | None = None                # a picture and a place -> what is there
 
     @property
     def name(self) -> str:
@@ -61,7 +66,7 @@ class Kit:
         preset = preset if isinstance(preset, Preset) else known(preset)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Kit(*_modules(preset), preset, role, finish=_finish(preset)).eval()
+            return Kit(*_modules(preset), preset, role, **_late(preset)).eval()
 
     def modules(self) -> dict[str, nn.Module]:
         """By file name; the transformer under its role."""
@@ -200,14 +205,23 @@ class Kit:
         carried = encoded(moved, self.vae.encode_alone, self.geometry, start) if moved is not None else None
         return self.track_head(tracks.to(self.device), start, carried)
 
+    def cut(self, picture: np.ndarray, place: complex) -> np.ndarray | None:
+        """The thing at a place of a picture (`grip.cut`), by what this kit has learned of things, if it has."""
+        return grip.cut(picture, place, self.cutter)
+
+    def whole(self, tracks: Tracks, image, seed: int = 0) -> Tracks:
+        """A hand's few tracks, and with them the things they take hold of in this picture, and the rest (`grip.whole`)."""
+        return grip.whole(tracks, self.pixels(image)[0].cpu(), self.geometry.stride, self.preset.tracks.max_id, seed=seed,
+                          cut=self.cut)
+
     def save(self, folder) -> Path:
         """config.json and one safetensors file per part, each written whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, module in self.modules().items():
-            if isinstance(module, (DiT, TrackHead, TinyVAE, TextEncoder, Finish)):  # what came from outside stays there
+            if isinstance(module, (DiT, TrackHead, TinyVAE, TextEncoder, Finish, Cutter)):      # others came from outside
                 save_weights(module.state_dict(), folder / f"{name}.safetensors")
-        preset = self.preset if self.finish is not None else replace(self.preset, finish=0)     # one may lie there
+        preset = replace(self.preset, **{part: 0 for part in LATE if getattr(self, part) is None})  # one may lie there
         write_whole(folder / "config.json", json.dumps(preset.to_dict(), indent=2).encode() + b"\n")
         return folder
 
@@ -364,8 +378,9 @@ def _modules(preset: Preset) -> tuple[DiT, nn.Module, nn.Module, nn.Module | Non
             TextEncoder(preset.text) if preset.text else None)
 
 
-def _finish(preset: Preset) -> Finish | None:
-    return Finish(preset.finish) if preset.finish else None
+def _late(preset: Preset) -> dict[str, nn.Module]:
+    made = {"finish": Finish, "cutter": Cutter}
+    return {part: made[part](getattr(preset, part)) for part in LATE if getattr(preset, part)}
 
 
 def _open(folder: Path, role: str, device, dtype: torch.dtype | None) -> Kit:
@@ -379,8 +394,8 @@ def _open(folder: Path, role: str, device, dtype: torch.dtype | None) -> Kit:
         raise FileNotFoundError(f"{folder} holds no {role}" + (f", only a {' and a '.join(held)}: ask for that"
                                                                if held else " and no other transformer: train one"))
     with torch.random.fork_rng(devices=[]):
-        finish = _finish(preset) if (folder / "finish.safetensors").is_file() else None     # its stage comes last
-        kit = Kit(*_modules(preset), preset, role, finish=finish).eval()
+        late = {part: module for part, module in _late(preset).items() if (folder / f"{part}.safetensors").is_file()}
+        kit = Kit(*_modules(preset), preset, role, **late).eval()
     for name, module in kit.modules().items():
         fill(module, read_weights(folder / f"{name}.safetensors"), str(folder / f"{name}.safetensors"))
     device = device_of(device)

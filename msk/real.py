@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import grip, trackers, video
+from . import trackers, video
 from .config import Geometry
 from .evaluate import POINTS, Row, by_hand, by_student, epe, header, keep, misread, save_strip, through_vae
 from .generate import by_stream, onto_model, read_tracks, said_size
@@ -260,8 +260,8 @@ def run(folder, model: str | Kit = "tiny", items: int | None = None, json_path=N
     def of_still(path):
         first = picture(path, kit.geometry)
         for name, told in asked_of(path, kit, first, frames, report["skipped"]).items():
-            hold = lambda told: grip.whole(told, first[0], kit.geometry.stride, kit.preset.tracks.max_id, seed=seed)
-            made = torch.cat(list(by_stream(kit, "", first, hold(told) if whole else told, told.xy.shape[1], seed)))[None]
+            tracks = kit.whole(told, first, seed) if whole else told
+            made = torch.cat(list(by_stream(kit, "", first, tracks, told.xy.shape[1], seed)))[None]
             report["stills"][f"{path.name}, {name}"] = still_row(kit, first, made, told)
             if strips:
                 shown = strip(draw_tracks(made[0], told, zoom=2, count=9), 9)

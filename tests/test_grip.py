@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from msk import grip
+from msk.carry import moved as moved_picture
 from msk.live.hold import Hold
 from msk.live.protocol import Sample
 from msk.live.record import parse_session, read_session
@@ -73,6 +74,49 @@ def test_without_opencv_the_error_says_what_to_install(monkeypatch):
     assert not grip.can_cut()
     with pytest.raises(ImportError, match=r"msk\[demo\]"):
         grip.cut(PICTURE, BALL)
+
+
+# -- where a thing ends ------------------------------------------------------------------------------------------------
+
+def test_points_along_an_outline_lie_on_it_and_leave_no_wide_gap():
+    places = grip.along(disc(), 4.)
+    off = np.abs(places - BALL)
+    assert (off < exact.RADIUS + .8).all() and (off > exact.RADIUS - 1.6).all()
+    around = np.sort(np.angle(places - BALL))
+    gaps = np.diff([*around, around[0] + 2 * np.pi]) * exact.RADIUS
+    assert gaps.max() < 2.5 * 4 and len(places) < 2 * np.pi * exact.RADIUS / 4 * 1.6
+    everything = np.ones((40, 40), bool)
+    assert len(grip.along(everything, 4.)) == 0, "at the picture's rim nothing ends"
+
+
+def test_some_points_say_where_a_thing_ends_from_within_and_some_from_outside():
+    thing, side = ball(), min(PICTURE.shape[:2])
+    within, beside = np.abs(thing.origins - BALL), np.abs(thing.beside.origins - BALL)
+    assert within.max() < exact.RADIUS + 1 and (within > exact.RADIUS - 3).sum() >= 8
+    assert not thing.covers(thing.beside.origins).any() and beside.max() < exact.RADIUS + 2 * grip.BESIDE * side + 1
+    edge = np.zeros((96, 96), bool)
+    edge[30:60, :20] = True                             # it leaves the picture on the left
+    thing = grip.Thing.at(np.zeros((96, 96, 3), np.uint8), 10 + 45j, 8, cut=lambda *_: edge)
+    beside = thing.beside.origins
+    assert grip.inside(beside, (96, 96)).all() and beside.real.max() > 20 and not thing.covers(beside).any()
+
+
+def test_what_touches_a_thing_and_looks_like_it_stays():
+    """Two boxes of one colour side by side: no edge tells them apart, the points beside the one that goes do."""
+    picture = torch.full((3, 96, 96), .2)
+    picture[0, 30:60, 20:60] = .9
+    mask = np.zeros((96, 96), bool)
+    mask[30:60, 20:40] = True
+    told = grip.whole(hand([30 + 45j + 3 * min(i, 8) * -1j for i in range(9)]), picture, 8, cut=lambda *_: mask)
+    geometry = exact.GEOMETRY
+    frames = moved_picture(told, picture[None], geometry)[0, -1, :3]
+    assert (frames[:, 40:58, 45:58] - picture[:, 40:58, 45:58]).abs().mean() < .02
+    assert (frames[0, 8:34, 22:38] > .7).float().mean() > .95, "and the box has gone up"
+    things = told.xy[0, -1] - told.origin[0]
+    went = things.norm(dim=-1) > 1
+    few = Tracks(told.xy[:, :, went], told.visible[:, :, went], told.ids[:, went], told.origin[:, went])
+    alone = moved_picture(few, picture[None], geometry)[0, -1, :3]
+    assert (alone[:, 40:58, 45:58] - picture[:, 40:58, 45:58]).abs().mean() > .04, "which they would not, without"
 
 
 # -- moving ------------------------------------------------------------------------------------------------------------
@@ -326,6 +370,52 @@ def test_the_camera_takes_along_what_no_hand_holds(play):
     assert abs(thing.here().mean() - before - 0.2 * W) < 1 and abs(thing.turn - 1) < 0.01
 
 
+def about_it(session):
+    """Ids of the points beside the first thing."""
+    return set(session.hold.things[0].beside.ids)
+
+
+def where(session, ids):
+    """How far those of the latest chunk that have these ids stand from their origins, at its end."""
+    tracks = asked(session)
+    return moved(tracks)[[i in ids for i in tracks.ids[0].tolist()]]
+
+
+def test_points_beside_a_thing_stay_as_it_goes_and_go_with_the_camera(play):
+    session = play()
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    session.start()
+    drag(session, BALL + 24)
+    until(lambda: (np.abs(moved(asked(session)) - 24) < 0.6).sum() > 3)
+    ids = about_it(session)
+    assert len(ids) == len(session.hold.things[0].beside.origins) > 8 and ids <= session.hold.ids
+    assert len(where(session, ids)) == len(ids) and np.abs(where(session, ids)).max() < 1e-6
+    session.camera(right=-0.1, down=0.0, zoom=0.0, roll=0.0, orbit=0.0, dolly=0.0)
+    until(lambda: not session.hold.flight.flies)
+    assert np.abs(where(session, ids) - 0.1 * W).max() < 1
+    session.rest(False)
+    until(lambda: len(where(session, ids)) == 0)
+    session.reset()
+    until(lambda: session.state == "ready")
+    beside = session.hold.things[0].beside
+    assert (beside.turn, beside.shift) == (1, 0) and about_it(session) == ids
+
+
+def test_a_thing_found_in_a_picture_that_has_moved_has_no_points_beside_it(play):
+    """What is beside it now is not known: the camera's guess of depth has bent it."""
+    session = play()
+    until(lambda: session.state == "ready")
+    session.start()
+    session.camera(right=-0.05, down=0.0, zoom=0.0, roll=0.0, orbit=0.0, dolly=0.0)
+    until(lambda: not session.hold.flight.flies and session.hold.flight.moved)
+    session.add(1, *share(BALL + 0.05 * W))
+    until(lambda: session.points[1].thing is not None)
+    count = len(session.streams[-1].asked)
+    until(lambda: len(session.streams[-1].asked) > count + 1)
+    assert not about_it(session) and len(where(session, set(session.points[1].thing.ids))) > 3
+
+
 def test_what_was_told_is_in_the_session_file_and_can_be_told_again(play):
     session = play()
     session.add(1, *share(BALL))
@@ -368,6 +458,7 @@ def test_a_kept_session_goes_on_with_what_was_held(play):
     count = len(other.streams[-1].asked)
     until(lambda: len(other.streams[-1].asked) > count + 1)
     assert (np.abs(moved(asked(other)) - 20) < 0.6).sum() > 3
+    assert about_it(other) == about_it(session) and np.abs(where(other, about_it(other))).max() < 1e-6
 
 
 @pytest.mark.parametrize("damage", [
@@ -375,7 +466,9 @@ def test_a_kept_session_goes_on_with_what_was_held(play):
     {"ids": [1], "origin": [[1, 2]], "unseen": {"4": [0]}}, {"ids": [1], "origin": [[1, 2]], "at": [[1]]},
     {"ids": [1], "origin": [[1, 2]], "unseen": []}, {"ids": [1], "origin": [[1, 1e9]]}, {"ids": [], "origin": []},
     {"ids": ["x"], "origin": [[1, 2]]}, {"ids": [1], "origin": [[1, 2]], "way": [[0, 0, 1, 1]] * 9},
-    {"ids": [1], "origin": [[1, 2]], "way": [[1, 0, 0, 0]] * 9, "seed": [float("inf"), 0]}])
+    {"ids": [1], "origin": [[1, 2]], "way": [[1, 0, 0, 0]] * 9, "seed": [float("inf"), 0]},
+    {"ids": [1], "origin": [[1, 2]], "beside": 0, "way": [[1, 0, 0, 0]] * 9},
+    {"ids": [1], "origin": [[1, 2]], "beside": "0", "way": [[1, 0, 0, 0]] * 9}])
 def test_damaged_groups_are_told_of(play, damage):
     chunk = {"chunk": 0, "frames": 9, "ids": [], "who": [], "xy": [], "origin": [], "held": [damage]}
     head = {"format": "msk session 1", "model": "exact", "prompt": "", "picture": "", "seed": 1, "width": W, "height": W,

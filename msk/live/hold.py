@@ -6,7 +6,8 @@ A group of points that move as one is kept in a session as
      "unseen": {"3": [frames], ...}, "seed": [x, y], "points": [ids of the hand's points on it]}
 
 where `at` (by default the origin) is what `way`, frame by frame, turns and shifts; without a way it stands. Only things have
-a seed: the place in the picture where they were taken hold of.
+a seed: the place in the picture where they were taken hold of. A group with "beside": n is of the rest, close about the
+thing of group n.
 """
 from __future__ import annotations
 
@@ -41,14 +42,17 @@ class Hold:
     @property
     def ids(self) -> set[int]:
         """Track ids that are in use."""
-        return {i for thing in self.things for i in thing.ids} | {p[0] for p in self.flight.points}
+        things = [*self.things, *(thing.beside for thing in self.things if thing.beside)]
+        return {i for thing in things for i in thing.ids} | {p[0] for p in self.flight.points}
 
     def reset(self, points: list[Point]) -> None:
         """All is in the picture again, where it was."""
         self.flight.reset()
         self.things = list(dict.fromkeys(p.thing for p in points if p.thing is not None))
         for thing in self.things:
-            thing.turn, thing.shift = 1 + 0j, 0j
+            for part in (thing, thing.beside) if thing.beside else (thing,):
+                part.turn, part.shift = 1 + 0j, 0j
+            self._lay(thing)
 
     def under(self, place: complex) -> Thing | None:
         """The nearest thing that is now at this place."""
@@ -63,7 +67,13 @@ class Hold:
         point.thing, point.looked = thing, True
         if thing is not None:
             thing.ids = thing.ids or self._names(len(thing.origins))
+            self._lay(thing)
             self.raise_(thing)
+
+    def _lay(self, thing: Thing) -> None:
+        """Name the points beside a thing, unless the camera has moved: where they would be then is not known."""
+        if thing.beside and not thing.beside.ids and not self.flight.moved:
+            thing.beside.ids = self._names(len(thing.beside.origins))
 
     def raise_(self, thing: Thing) -> None:
         """What was taken last lies above."""
@@ -89,23 +99,31 @@ class Hold:
         """
         self.things = [t for t in self.things if any(p.thing is t for p in points) or self._near(t)]
         told = [t for t in self.things if self.rest or any(p.thing is t for p in points)]
-        flies = self.flight.flies
+        beside = [t.beside for t in told if self.rest and t.beside and t.beside.ids]
+        flies, parts = self.flight.flies, [*told, *beside]
         grid, moves = self.flight.frames(count, first, stays=self.rest)
         own, speaks, ways = self.flight.points, [], []
-        origins = np.array([p[3] if p[3] is not None else complex(*FAR) for p in own], complex)
-        free = ~np.logical_or.reduce([t.covers(origins, (1, 0)) for t in told] + [np.zeros(len(own), bool)])
+        origins = np.concatenate([np.array([p[3] if p[3] is not None else complex(*FAR) for p in own], complex),
+                                  *(part.origins for part in beside)])
+        ends = np.cumsum([len(own), *(len(part.origins) for part in beside)])[:-1]
+        free = ~np.logical_or.reduce([t.covers(origins, (1, 0)) for t in told] + [np.zeros(len(origins), bool)])
         for i in range(count):
-            went = {id(t): self._go(t, [(p.origin, path[i]) for p, path in zip(points, paths) if p.thing is t], moves[i])
-                    for t in self.things}
-            ways.append([went[id(t)] for t in told])
+            for thing in self.things:
+                self._go(thing, [(p.origin, path[i]) for p, path in zip(points, paths) if p.thing is thing], moves[i])
+                if thing.beside:
+                    self._go(thing.beside, [], moves[i])
+            ways.append([(part.turn, part.shift) for part in parts])
             spots = [path[i] for p, path in zip(points, paths) if p.thing is None]
-            speaks.append(speaking(told, ways[i], np.array(grid[i], complex), spots, self.size))
-            speaks[i][-1] &= free
+            still = np.concatenate([np.array(grid[i], complex), *(part.here() for part in beside)])
+            *of_things, of_rest = speaking(told, ways[i][:len(told)], still, spots, self.size)
+            of_grid, *of_beside = np.split(of_rest & free, ends)
+            speaks.append([*of_things, *of_beside, of_grid])
         groups = []
-        for k, thing in enumerate(told):
+        for k, part in enumerate(parts):
             way = [[round(v, 5) for z in frame[k] for v in (z.real, z.imag)] for frame in ways]
-            groups.append(_group(thing.ids, thing.origins, [s[k] for s in speaks]) | {
-                "way": way, "seed": _pair(thing.seed), "points": [p.id for p in points if p.thing is thing]})
+            groups.append(_group(part.ids, part.origins, [s[k] for s in speaks]) | {"way": way} | (
+                {"seed": _pair(part.seed), "points": [p.id for p in points if p.thing is part]} if k < len(told)
+                else {"beside": next(n for n, thing in enumerate(told) if thing.beside is part)}))
         if flies:
             rows = [(p[0], p[4], [at[n] for at in grid], [bool(s[-1][n]) for s in speaks], p[3]) for n, p in enumerate(own)]
             return rows, groups
@@ -118,18 +136,17 @@ class Hold:
         """Not so far behind the camera, or so near to it, that it may be forgotten?"""
         return abs(thing.here().mean()) < 20 * max(self.size) and 0.05 < abs(thing.turn) < 20
 
-    def _go(self, thing: Thing, led: list[tuple[complex, complex]], move: Callable | None) -> tuple[complex, complex]:
+    def _go(self, thing: Thing, led: list[tuple[complex, complex]], move: Callable | None) -> None:
         """One frame of a thing: where the hand leads it, else with the camera, else it stays."""
         if led:
-            return thing.lead(*zip(*led), self.longest)
-        if move is not None:
+            thing.lead(*zip(*led), self.longest)
+        elif move is not None:
             centre = thing.here().mean()
             z = self.flight.depth(centre)
             after, beside = move(centre, z)[0], move(centre + 1, z)[0]
             turn = thing.turn * (beside - after)
             thing.shift = after - turn * (centre - thing.shift) / thing.turn
             thing.turn = turn
-        return thing.turn, thing.shift
 
     def again(self, groups: list[dict], flown: list[tuple], points: dict[int, Point], found: list[Thing | None]) -> None:
         """Be as a kept session left it: its last chunk's `groups`, and the camera's rows (track id, place, origin).
@@ -144,6 +161,11 @@ class Hold:
                 thing.turn, thing.shift = (complex(*group["way"][-1][k:k + 2]) for k in (0, 2))
                 for point in (points[i] for i in group.get("points", []) if i in points):
                     point.thing, point.looked = thing, True
+            elif "beside" in group:
+                part = found[group["beside"]] and found[group["beside"]].beside
+                if part and len(part.origins) == len(group["ids"]):
+                    part.ids = [int(i) for i in group["ids"]]
+                    part.turn, part.shift = (complex(*group["way"][-1][k:k + 2]) for k in (0, 2))
             elif "seed" not in group:
                 flown = zip(group["ids"], group.get("at", group["origin"]), group["origin"])
         self.flight.points = [[i, complex(*at), self.flight.depth(complex(*at)), o and complex(*o), k]

@@ -29,7 +29,7 @@ FORMAT = "msk session 1"
 MAX_SESSION = 256 * 1024 ** 2               # bytes of a session file
 MAX_FRAMES = 24 * 3600 * 6                  # of one take: six hours
 MAX_EVENTS = 100_000
-MAX_GROUPS, MAX_TRACKS = 64, 4096           # that one chunk may hold
+MAX_GROUPS, MAX_TRACKS = 64, 8192           # that one chunk may hold
 MOST_HELD, MOST_SCALE = 64, 20              # of what a stream may be tuned to
 FAR = 1e5                                   # pixels: no place is so far
 AGAIN = "again"
@@ -365,7 +365,8 @@ def _holds(chunk: dict) -> bool:
             and (seen.shape == (count, len(ids)) or not ids)
             and len(chunk["origin"]) == len(ids) and _places(chunk["origin"])
             and len(chunk["who"]) == len(ids) and all(kind in MARKS and _names([id]) for id, kind in chunk["who"])
-            and all(_fits(group, count) for group in held) and _names([steps := chunk.get("steps", 1)]) and 0 < steps <= 1000
+            and all(_fits(group, count, held) for group in held)
+            and _names([steps := chunk.get("steps", 1)]) and 0 < steps <= 1000
             and [type(v) for v in hold] == [bool, bool]
             and all(tunable(*one) and one[0] != "steps" for one in chunk.get("tune", {}).items())
             and all(type(on) is bool for on in anchors(chunk))
@@ -385,7 +386,7 @@ def anchors(chunk: dict) -> list[bool]:
     return told if isinstance(told, list) else [True] * bool(told)          # once there was one at most
 
 
-def _fits(group: dict, frames: int) -> bool:
+def _fits(group: dict, frames: int, groups: list[dict]) -> bool:
     """Does a group of points (hold.py) hold together?"""
     ids, at, seed = group["ids"], group.get("at"), "seed" in group
     way = np.array(group.get("way") or [[1, 0, 0, 0]] * frames, float)
@@ -395,6 +396,8 @@ def _fits(group: dict, frames: int) -> bool:
             and bool((np.hypot(way[:, 0], way[:, 1]) > 1e-3).all())
             and (not seed or "way" in group and group["seed"] is not None and _places([group["seed"]]))
             and _names(group.get("points", []))
+            and ("beside" not in group or not seed and "way" in group and type(group["beside"]) is int
+                 and 0 <= group["beside"] < len(groups) and "seed" in groups[group["beside"]])
             and all(0 <= int(n) < len(ids) and all(0 <= i < frames for i in when) and _names(when)
                     for n, when in group.get("unseen", {}).items()))
 

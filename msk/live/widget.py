@@ -145,7 +145,7 @@ def knowing(kit) -> dict:
     if getattr(kit, "preset", None) is None:
         return {}
     return {"revision": fingerprint(kit), "max_id": kit.preset.tracks.max_id, "eye": Eye(kit), "watch": Gaze(kit),
-            "cut": grip.cut if grip.can_cut() else None, "rest": kit.preset.tracks.carry > 0}
+            "cut": kit.cut if grip.can_cut() else None, "rest": kit.preset.tracks.carry > 0}
 
 
 def ranges(stream) -> dict[str, dict]:

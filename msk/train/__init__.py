@@ -1,4 +1,4 @@
-"""The five stages: tiny VAE, teacher, causal initialisation, distillation, finish. Core dependencies only."""
+"""The six stages: tiny VAE, teacher, causal initialisation, distillation, cutter, finish. Core dependencies only."""
 from .pipeline import main
 
 __all__ = ["main"]

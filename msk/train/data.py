@@ -186,3 +186,17 @@ def drawn(tracks: Tracks, layer: Tensor, born: Tensor, generator: torch.Generato
     xy = torch.gather(tracks.xy, 2, order[:, None, :, None].expand(-1, T, -1, 2))
     origin = torch.gather(tracks.origins(), 1, order[..., None].expand(-1, -1, 2))
     return replace(tracks, xy=xy, visible=pick(lit), ids=torch.gather(tracks.ids, 1, order), origin=origin)
+
+
+def shades(count: int, generator: torch.Generator, device) -> Callable[[Tensor], Tensor]:
+    """Puts so many pictures [n, 3, H, W] in [0, 1] in other colours each: channels changed about, made negative, paler."""
+    rand = lambda *size: torch.rand(*size, generator=generator).to(device)
+    order = rand(count, 3).argsort(dim=1)
+    negative, gain = rand(count, 3, 1, 1) < .5, .5 + .5 * rand(count, 3, 1, 1)
+    lift = (1 - gain) * rand(count, 3, 1, 1)
+
+    def colour(x: Tensor) -> Tensor:
+        x = x.gather(1, order[:, :, None, None].expand_as(x))
+        return torch.where(negative, 1 - x, x) * gain + lift
+
+    return colour

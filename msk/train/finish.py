@@ -15,7 +15,7 @@ from ..kit import Kit
 from ..motion import draw_ids
 from ..tracks import Tracks
 from ..world import HELD_OUT, World
-from .data import drawn, followed
+from .data import drawn, followed, shades
 from .vae import slopes
 
 DRAGGED = 0.5       # share of clips in which hands drag things, mostly whole ones with the rest held, and nothing else stirs
@@ -83,15 +83,7 @@ class Store:
 
 def mixed(parts: Tensor, generator: torch.Generator) -> Tensor:
     """Crops [n, 3 + 4 + 3, H, W] in [0, 1], each in other colours: channels changed about, made negative, paler."""
-    rand = lambda *size: torch.rand(*size, generator=generator).to(parts.device)
-    order = rand(len(parts), 3).argsort(dim=1)
-    negative, gain = rand(len(parts), 3, 1, 1) < .5, .5 + .5 * rand(len(parts), 3, 1, 1)
-    lift = (1 - gain) * rand(len(parts), 3, 1, 1)
-
-    def colour(x: Tensor) -> Tensor:
-        x = x.gather(1, order[:, :, None, None].expand_as(x))
-        return torch.where(negative, 1 - x, x) * gain + lift
-
+    colour = shades(len(parts), generator, parts.device)
     made, moved, near, truth = parts.split([3, 3, 1, 3], dim=1)
     return torch.cat([colour(made), colour(moved), near, colour(truth)], dim=1)
 

@@ -1,4 +1,4 @@
-"""The five stages in order, from nothing to a kit: `msk train all --preset tiny --budget 60m`.
+"""The six stages in order, from nothing to a kit: `msk train all --preset tiny --budget 60m`.
 
 Every stage reads what the stages before it left in the folder and leaves safetensors of its own, so any one can be done
 again alone. Checkpoints are written whole or not at all; Ctrl-C loses nothing, `resume` goes on.
@@ -21,15 +21,17 @@ from tqdm import tqdm
 
 from ..carry import carry
 from ..config import Preset
+from ..cutter import Cutter
 from ..dit import DiT
 from ..finish import Finish
 from ..guidance import Condition
-from ..kit import Kit, best_device, best_dtype, fill, known, read_weights, save_weights, write_whole
+from ..kit import LATE, Kit, best_device, best_dtype, fill, known, read_weights, save_weights, write_whole
 from ..motion import TrackHead
 from ..sample import options, sample
 from ..text import TextEncoder
 from ..tinyvae import TinyVAE
 from ..world import HELD_OUT, World, grid_points
+from . import cutter as cutter_stage
 from . import dmd, ode
 from . import finish as finish_stage
 from . import vae as vae_stage
@@ -37,8 +39,8 @@ from .data import Batch, Pool
 from .loop import Budget, Checkpoint, Learner, Step, autocast, train
 from .teacher import Teacher, seek_ids, teacher_loss
 
-STAGES = ("vae", "teacher", "causal", "distill", "finish")
-SHARE = {"vae": .25, "teacher": .40, "causal": .10, "distill": .15, "finish": .10}     # of the time given to "all"
+STAGES = ("vae", "teacher", "causal", "distill", "cutter", "finish")
+SHARE = {"vae": .23, "teacher": .38, "causal": .10, "distill": .14, "cutter": .07, "finish": .08}   # of the time of "all"
 HURRIED = 0.5                   # of the VAE's clips: a world that moves calmly never shows it what a hand does
 EVENTFUL = 0.6                  # of the clips, once tracks are followed, have an event: what is left is what no track says
 LATENT_FRAMES = 12              # a training clip: four chunks, so that with one sink and one window chunk eviction happens
@@ -124,6 +126,12 @@ def load_teacher(preset: Preset, out: Path, device) -> Teacher:
     for name, module in (("teacher", models.dit), ("track_head", models.track_head), ("text", models.text)):
         fill(module, read_weights(out / f"{name}.safetensors"), str(out / f"{name}.safetensors"))
     return models.eval().requires_grad_(False).to(device)
+
+
+def load_cutter(preset: Preset, out: Path, device) -> Cutter:
+    cutter = Cutter(preset.cutter).eval().requires_grad_(False)
+    fill(cutter, read_weights(out / "cutter.safetensors"), str(out / "cutter.safetensors"))
+    return cutter.to(device)
 
 
 def load_dit(preset: Preset, path: Path, device) -> DiT:
@@ -331,7 +339,8 @@ def train_finish(preset: Preset, out: Path, budget: Budget, device, *, level: st
         raise ValueError(f"{preset.name} has no finish to be trained: leave this stage out")
     torch.manual_seed(4)
     models, student = load_teacher(preset, out, device), load_dit(preset, out / "student.safetensors", device)
-    kit = Kit(student, models.track_head, load_vae(preset, out, device), models.text, preset)
+    cutter = load_cutter(preset, out, device) if (out / "cutter.safetensors").exists() else None
+    kit = Kit(student, models.track_head, load_vae(preset, out, device), models.text, preset, cutter=cutter)
     kit = deepcopy(kit).eval().to(device, best_dtype(device))
     finish = Finish(preset.finish).to(device, memory_format=torch.channels_last)
     if init is not None and (init / "finish.safetensors").exists():
@@ -347,6 +356,28 @@ def train_finish(preset: Preset, out: Path, budget: Budget, device, *, level: st
                              store.batches(batch, every, seed=budget.done), budget, checkpoint))
     finish.load_state_dict(learner.averaged())
     save_weights(finish.state_dict(), out / "finish.safetensors")
+
+
+def train_cutter(preset: Preset, out: Path, budget: Budget, device, *, batch: int = 24, lr: float = 3e-3, fresh: int = 4,
+                 warm: int = 512, init: Path | None = None) -> None:
+    """What lies under a point, in pictures of scenes calm and wild."""
+    if not preset.cutter:
+        raise ValueError(f"{preset.name} has no cutter to be trained: leave this stage out")
+    torch.manual_seed(5)
+    cutter = Cutter(preset.cutter).to(device, memory_format=torch.channels_last)
+    if init is not None and (init / "cutter.safetensors").exists():
+        fill(cutter, read_weights(init / "cutter.safetensors"), str(init / "cutter.safetensors"))
+        lr = lr / 4
+    learner = Learner(cutter, lr, ema=0.995, decay_from=0.4, muon=lambda name, p: p.ndim == 4, muon_lr=2 * lr)
+    checkpoint = Checkpoint(out / "cutter.ckpt", budget, cutter=learner)
+    checkpoint.resume()
+    store = cutter_stage.Store(preset.geometry, seed=47 + budget.done, device=device)
+    for _ in tqdm(range(0, warm if budget.progress < 1 else 0, 16), desc="drawing pictures", leave=False):
+        store.grow(16)
+    run(out, "cutter", train(learner, lambda drawn: cutter_stage.cutter_loss(cutter, *drawn),
+                             store.batches(batch, fresh, seed=budget.done), budget, checkpoint))
+    cutter.load_state_dict(learner.averaged())
+    save_weights(cutter.state_dict(), out / "cutter.safetensors")
 
 
 @torch.no_grad()
@@ -412,12 +443,13 @@ def run(out: Path, title: str, steps: Iterator[Step], every: int = 20) -> None:
 
 # On a GPU the launches cost more than the arithmetic: larger batches, and a store that holds them.
 ON_GPU = {"vae": dict(batch=192), "teacher": dict(batch=256, warm_pool=4096, capacity=32768),
-          "causal": dict(clips=4096, batch=128), "distill": dict(batch=64), "finish": dict(batch=256, clips=256)}
+          "causal": dict(clips=4096, batch=128), "distill": dict(batch=64), "cutter": dict(batch=256),
+          "finish": dict(batch=256, clips=256)}
 TRAINERS = {"vae": train_vae, "teacher": train_teacher, "causal": train_causal, "distill": train_distill,
-            "finish": train_finish}
+            "cutter": train_cutter, "finish": train_finish}
 READS = {"vae": (), "teacher": ("vae",), "causal": ("vae", "teacher", "track_head", "text"),
          "distill": ("vae", "teacher", "track_head", "text", "causal"),
-         "finish": ("vae", "teacher", "track_head", "text", "student")}
+         "cutter": (), "finish": ("vae", "teacher", "track_head", "text", "student")}
 
 
 def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600., out: str | Path = "runs/tiny", *,
@@ -443,7 +475,7 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         raise ValueError(f"{preset.name} has no text encoder that could be trained here: use tiny or toy")
     out, device = Path(out), torch.device(device) if device is not None else best_device()
     stages = (stage,) if stage != "all" else STAGES if init is None else STAGES[1:]
-    stages = stages[:-1] if stage == "all" and not preset.finish else stages
+    stages = tuple(name for name in stages if stage != "all" or name not in LATE or getattr(preset, name))
     begun = [name for name in stages if any(out.glob(f"{name}.ckpt"))
              or name == "causal" and any(out.glob("trajectories*.safetensors"))]         # perhaps of another teacher
     if begun and not resume:
@@ -454,7 +486,7 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         torch.set_num_threads(threads)
     keep_memory()
     if init is not None:
-        for part in (*(READS[stages[0]] or ("teacher", "student", "track_head", "text")), "finish"):     # to be a kit
+        for part in (*(READS[stages[0]] or ("teacher", "student", "track_head", "text")), *LATE):        # to be a kit
             source = Path(init) / f"{part}.safetensors"
             if source.exists() and not (out / source.name).exists():
                 save_weights({n: w.float() for n, w in read_weights(source).items()}, out / source.name)
@@ -464,9 +496,9 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
             continue
         done.unlink(missing_ok=True)
         seconds = budget * SHARE[name] / sum(SHARE[s] for s in stages)
-        options = {} if name == "vae" else {"level": level}
+        options = {} if name in ("vae", "cutter") else {"level": level}
         options |= ON_GPU[name] if device.type == "cuda" else {}
-        options |= {"init": Path(init)} if init is not None and name in ("vae", "teacher", "finish") else {}
+        options |= {"init": Path(init)} if init is not None and name in ("vae", "teacher", *LATE) else {}
         TRAINERS[name](preset, out, Budget(seconds=seconds), device, **options)
         done.touch()
     write_whole(out / "config.json", json.dumps(preset.to_dict(), indent=2).encode() + b"\n")

@@ -1,0 +1,89 @@
+"""Which pixels belong to the thing under a point: what a hand takes hold of, where it has been learned (see `msk.grip`)."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIDE = 128          # pixels of the shorter side of what is looked at
+HEAD = 16           # channels of what a point asks
+
+
+class Cutter(nn.Module):
+    """A U-Net looks at the picture once; what it sees at a point then says what to ask of every other pixel.
+
+    Colours alone cannot say where one thing ends and another of its colours begins, nor that stripes are of one thing. As in
+    CondInst (2003.05664) the question is three small layers whose weights the point makes for itself, so a picture is taught
+    by many points for the price of one.
+    """
+
+    def __init__(self, width: int, levels: int = 4):
+        super().__init__()
+        widths = [width * (k + 1) for k in range(levels)]
+        self.first = nn.Conv2d(4 * 3, width, 3, padding=1)                      # of blocks of 2x2 pixels
+        self.down = nn.ModuleList(Block(w) for w in widths)
+        self.coarser = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:]))
+        self.finer = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:]))
+        self.up = nn.ModuleList(Block(w) for w in widths[:-1])
+        self.norm = nn.GroupNorm(8, width)
+        self.sizes = [(width + 3, HEAD), (HEAD, HEAD), (HEAD, 4)]               # of what a point asks: channels in, out
+        self.asks = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(),
+                                  nn.Linear(4 * width, sum(a * b + b for a, b in self.sizes)))
+        self.unit = 2 ** levels                                                 # H and W are multiples of it
+
+    def look(self, pictures: Tensor) -> Tensor:
+        """pictures [B, 3, H, W] in [0, 1] -> what is seen, [B, C, H / 2, W / 2]."""
+        z, kept = self.first(F.pixel_unshuffle(pictures - .5, 2)), []
+        for k, block in enumerate(self.down):
+            z = block(self.coarser[k - 1](z) if k else z)
+            kept.append(z)
+        for k in reversed(range(len(self.up))):
+            z = self.up[k](kept[k] + F.interpolate(self.finer[k](z), scale_factor=2, mode="nearest"))
+        return self.norm(z)
+
+    def forward(self, pictures: Tensor, places: Tensor) -> Tensor:
+        """pictures [B, 3, H, W] in [0, 1], places [B, K, 2] in pixels, x then y -> logits [B, K, H, W]."""
+        z, count = self.look(pictures), places.shape[1]
+        h, w = z.shape[-2:]
+        at = places / torch.stack([places.new_full((), side) for side in (w, h)]) - 1                   # [-1, 1]
+        own = F.grid_sample(z.float(), at[:, :, None].float(), padding_mode="border", align_corners=False)[..., 0].mT
+        line = lambda n: 2 * torch.arange(n, device=z.device) + 1.
+        away = torch.stack(torch.meshgrid(line(w), line(h), indexing="xy")).flatten(1) - places[..., None]
+        away = away / min(h, w)                                                                     # [B, K, 2, h w]
+        away = torch.cat([away, away.square().sum(dim=2, keepdim=True).sqrt()], dim=2)
+
+        asks = self.asks(own).split([a * b + b for a, b in self.sizes], dim=-1)
+        (first, bias), *others = (part.split([a * b, b], dim=-1) for part, (a, b) in zip(asks, self.sizes))
+        of_z, of_away = first.unflatten(-1, (HEAD, -1)).split([z.shape[1], 3], dim=-1)      # [B, K, HEAD, C], [.., 3]
+        x = (of_z.flatten(1, 2) @ z.flatten(2)).unflatten(1, (count, HEAD)) / z.shape[1] ** .5
+        x = x + of_away @ away + bias[..., None]                                                    # [B, K, HEAD, h w]
+        for weight, bias in others:
+            x = weight.unflatten(-1, (-1, HEAD)) / HEAD ** .5 @ F.silu(x) + bias[..., None]
+        return F.pixel_shuffle(x.unflatten(-1, (h, w)), 2)[:, :, 0]
+
+    @torch.no_grad()
+    def likely(self, picture: np.ndarray, place: complex) -> np.ndarray:
+        """How likely each pixel of a picture [H, W, 3] uint8 is of the thing at `place`: [H, W] in [0, 1]."""
+        (h, w), device = picture.shape[:2], self.first.weight.device
+        seen = torch.from_numpy(np.ascontiguousarray(picture)).to(device).permute(2, 0, 1)[None] / 255
+        small = [max(1, round(side * SIDE / min(h, w) / self.unit)) * self.unit for side in (h, w)]
+        if small != [h, w]:
+            seen = F.interpolate(seen, size=small, mode="bilinear", antialias=True)
+        at = torch.tensor([[[place.real * small[1] / w, place.imag * small[0] / h]]], device=device)
+        logits = self(seen, at)
+        if small != [h, w]:
+            logits = F.interpolate(logits, size=(h, w), mode="bilinear")
+        return logits[0, 0].sigmoid().cpu().numpy()
+
+
+class Block(nn.Module):
+    """Two convolutions, added to what came."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + self.convs[1](F.silu(self.convs[0](self.norm(z))))

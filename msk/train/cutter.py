@@ -1,0 +1,93 @@
+"""What lies under a point of a picture (`msk.cutter`), learned on drawn scenes, where it is known of every pixel."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import Geometry
+from ..cutter import Cutter
+from ..world import Scene, World, grid_points
+from .data import shades
+
+GROUND = .15        # share of points on the ground, where there is no thing
+LEAST = .004        # of the picture: what shows less is not asked for
+POINTS = 8          # asked of each picture
+
+
+def layers(scene: Scene) -> Tensor:
+    """[B, H, W] uint8: which layer each pixel of the first frame shows; 0 is the ground."""
+    height, width = scene.geometry.height, scene.geometry.width
+    pixels = grid_points(scene.geometry, height, width, len(scene.pan), device=scene.pan.device)
+    return scene.track(pixels)[2].byte().unflatten(1, (height, width))
+
+
+class Store:
+    """Pictures of drawn scenes, half of them wild, with their layers, kept until newer ones want their place."""
+
+    def __init__(self, geometry: Geometry, capacity: int = 4096, seed: int = 0, device: str | torch.device = "cpu"):
+        self.worlds, self.seed, self.made, self.device = [World(geometry, l) for l in ("calm", "full")], seed, 0, device
+        self.drawn = torch.empty(capacity, 4, geometry.height, geometry.width, dtype=torch.uint8, device=device)
+
+    def grow(self, count: int) -> None:
+        world = self.worlds[self.made // count % 2]
+        scene, _ = world.scene(count, 1, (self.seed * 100_003 + self.made) % 900_000, self.device)
+        drawn = torch.cat([(scene.render()[:, 0] * 255).round().byte(), layers(scene)[:, None]], dim=1)
+        self.drawn[torch.arange(self.made, self.made + count) % len(self.drawn)] = drawn
+        self.made += count
+
+    def batches(self, count: int, fresh: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Endless (pictures [B, 3, H, W] in [0, 1], places [B, K, 2], masks [B, K, H, W] bool); so many fresh scenes for
+        each."""
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            self.grow(fresh)
+            at = torch.randint(min(self.made, len(self.drawn)), (count,), generator=generator)
+            pictures, layer = varied(self.drawn[at.to(self.device)], generator)
+            places, masks = zip(*(asked(one, POINTS, generator) for one in layer))
+            yield pictures, torch.stack(places), torch.stack(masks)
+
+
+def varied(drawn: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pictures and layers [n, 4, H, W] uint8 -> [n, 3, H, W] in [0, 1], [n, H, W]: each turned about, and of half of them a
+    part, and half in other colours."""
+    n, (height, width), device = len(drawn), drawn.shape[-2:], drawn.device
+    rand = lambda *size: torch.rand(*size, generator=generator).to(device)
+    size = torch.where(rand(n, 1, 1) < .5, .7 + .3 * rand(n, 1, 1), torch.ones((), device=device))
+    axes = torch.where(rand(n, 2, 1) < .5, 1., -1.) * torch.eye(2, device=device)
+    axes = torch.where(rand(n, 1, 1) < .5, axes, axes.flip(1)) if height == width else axes
+    where = torch.cat([size * axes, (1 - size) * (2 * rand(n, 2, 1) - 1)], dim=2)                       # [n, 2, 3]
+    grid = F.affine_grid(where, [n, 1, height, width], align_corners=False)
+    sample = lambda x, mode: F.grid_sample(x.float(), grid, mode=mode, padding_mode="border", align_corners=False)
+    pictures, layer = sample(drawn[:, :3], "bilinear") / 255, sample(drawn[:, 3:], "nearest")[:, 0]
+    return torch.where(rand(n, 1, 1, 1) < .5, pictures, shades(n, generator, device)(pictures)), layer
+
+
+def asked(layer: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Of one picture's layers [H, W], places [K, 2] on its things and its ground, and masks [K, H, W] bool of what is there;
+    all things are asked for alike, however small, and of the ground a mask is empty."""
+    rand = lambda: torch.rand((), generator=generator).item()
+    share = layer.flatten().long().bincount() / layer.numel()
+    things = [k for k, part in enumerate(share.tolist()) if k and part > LEAST]
+    of = {k: (layer == k).nonzero() for k in (0, *things)}
+    ground = lambda: len(of[0]) and rand() < GROUND
+    which = [things[int(rand() * len(things))] if things and not ground() else 0 for _ in range(count)]
+    places = torch.stack([of[k][int(rand() * len(of[k]))].flip(0) + .5 for k in which])
+    return places, torch.stack([(layer == k) & (k > 0) for k in which])
+
+
+def cutter_loss(cutter: Cutter, pictures: Tensor, places: Tensor, masks: Tensor) -> tuple[Tensor, dict]:
+    """Cross-entropy, and one minus the soft overlap (V-Net, 1606.04797). Logs: the mean overlap of things (intersection over
+    union), the share of things that are nine tenths right, and of places on the ground where next to nothing is found."""
+    logits, truth, axes = cutter(pictures, places).float(), masks.float(), (-2, -1)
+    likely = logits.sigmoid()
+    dice = 1 - (2 * (likely * truth).sum(axes) + 1) / (likely.sum(axes) + truth.sum(axes) + 1)
+    loss = F.binary_cross_entropy_with_logits(logits, truth) * 4 + dice.mean()
+    with torch.no_grad():
+        found, things = logits > 0, masks.flatten(2).any(dim=-1)
+        overlap = ((found & masks).sum(axes) / (found | masks).sum(axes).clamp(min=1))[things]
+        nothing = found.float().mean(axes)[~things] < LEAST
+        mean = lambda x: x.float().mean().item() if len(x) else 1.
+    return loss, {"overlap": mean(overlap), "whole": mean(overlap > .9), "ground": mean(nothing)}

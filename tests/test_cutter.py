@@ -1,0 +1,231 @@
+"""What lies under a point: learned where every pixel's layer is known, sure or not, and cut out for the hand."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from msk import Kit, grip, load
+from msk.config import PRESETS, Geometry
+from msk.cutter import Cutter
+from msk.train import cutter as stage
+from msk.train.loop import Budget, Learner, train
+from msk.world import HELD_OUT, World
+from tests.pages import exact
+
+TOY = PRESETS["toy"]
+
+
+@pytest.fixture(scope="module")
+def cutter():
+    torch.manual_seed(0)
+    return Cutter(8).eval().requires_grad_(False)
+
+
+def discs(seed, count=6, side=32):
+    """Pictures of two discs of one colour that may touch, the second above; places on both and beside, and what is there."""
+    g = torch.Generator().manual_seed(seed)
+    rand = lambda *size: torch.rand(*size, generator=g)
+    y, x = torch.meshgrid(*[torch.arange(side) + .5] * 2, indexing="ij")
+    centre, radius = 6 + 20 * rand(count, 2, 2), 4 + 3 * rand(count, 2)
+    on = ((x - centre[..., 0, None, None]) ** 2 + (y - centre[..., 1, None, None]) ** 2) < radius[..., None, None] ** 2
+    layer = torch.where(on[:, 1], 2, on[:, 0].long())
+    colour = rand(count, 2, 3, 1, 1)
+    pictures = torch.where(on.any(dim=1)[:, None], colour[:, 0], colour[:, 1])
+    edge = on[:, 1] & ~((x - centre[:, 1, 0, None, None]) ** 2 + (y - centre[:, 1, 1, None, None]) ** 2
+                        < (radius[:, 1, None, None] - 1.5) ** 2)
+    pictures = torch.where(edge[:, None], torch.zeros(()), pictures)                    # it has an outline
+    asked = [stage.asked(one, 4, g) for one in layer]
+    return pictures, torch.stack([places for places, _ in asked]), torch.stack([masks for _, masks in asked])
+
+
+# -- the network -------------------------------------------------------------------------------------------------------
+
+def test_many_points_are_asked_at_once_and_each_by_itself(cutter, close):
+    pictures, places, _ = discs(0)
+    together = cutter(pictures, places)
+    assert together.shape == (6, 4, 32, 32)
+    for b, k in ((0, 0), (2, 3), (5, 1)):
+        close(together[b, k], cutter(pictures[b:b + 1], places[b:b + 1, k:k + 1])[0, 0], atol=1e-5)
+
+
+def test_a_question_by_plain_loops(cutter, close):
+    """Three small layers at one pixel, with the weights that the point has made."""
+    pictures, places, _ = discs(1, count=1)
+    seen = cutter.look(pictures)[0]                                                             # [C, 16, 16]
+    places = torch.tensor([[[7., 11.]]])                                                # the middle of a block: no mixing
+    weights = cutter.asks(seen[:, 5, 3])
+    row, column, got = 9, 4, cutter(pictures, places)[0, 0]
+    dx, dy = (2 * column + 1 - 7.) / 16, (2 * row + 1 - 11.) / 16
+    x, at = [*seen[:, row, column].tolist(), dx, dy, (dx * dx + dy * dy) ** .5], 0
+    for layer, (a, b) in enumerate(cutter.sizes):
+        w, bias = weights[at:at + a * b].view(b, a), weights[at + a * b:at + a * b + b]
+        scale = [len(x[:-3]) ** -.5] * (a - 3) + [1.] * 3 if layer == 0 else [a ** -.5] * a
+        x = [z / (1 + np.exp(-z)) for z in x] if layer else x
+        x = [sum(float(w[o, i]) * scale[i] * x[i] for i in range(a)) + float(bias[o]) for o in range(b)]
+        at += a * b + b
+    close(got[2 * row:2 * row + 2, 2 * column:2 * column + 2].flatten(), torch.tensor(x).float(), atol=1e-4)
+
+
+def test_a_picture_of_any_size_is_looked_at_in_its_own(cutter, close):
+    picture = (np.random.default_rng(0).random((120, 200, 3)) * 255).astype(np.uint8)
+    assert cutter.likely(picture, 30 + 40j).shape == (120, 200)
+    small = np.kron(picture[:64, :64], np.ones((2, 2, 1), np.uint8))                            # 128 x 128: as it is
+    want = cutter((torch.from_numpy(small).permute(2, 0, 1) / 255)[None], torch.tensor([[[61., 35.]]])).sigmoid()[0, 0]
+    close(torch.from_numpy(cutter.likely(small, 61 + 35j)), want, atol=1e-6)
+    large = np.kron(small, np.ones((3, 3, 1), np.uint8))
+    far = cutter.likely(large, 183 + 105j)[1::3, 1::3]
+    assert np.abs(far - want.numpy()).mean() < .02
+
+
+def test_it_learns_to_tell_things_apart_that_touch_and_have_one_colour():
+    torch.manual_seed(0)
+    cutter = Cutter(8)
+    learner = Learner(cutter, 3e-3, ema=.98, muon=lambda name, p: p.ndim == 4, muon_lr=6e-3)
+    batches = (discs(seed) for seed in range(1, 10_000))
+    for _ in train(learner, lambda drawn: stage.cutter_loss(cutter, *drawn), batches, Budget(steps=300)):
+        pass
+    cutter.load_state_dict(learner.averaged())
+    pictures, places, masks = discs(100_000, count=64)
+    x, y = places.long().unbind(dim=-1)
+    colours = torch.stack([pictures[b][:, y[b], x[b]] for b in range(64)]).mT[..., None, None]          # [B, K, 3, 1, 1]
+    alike = 20. * ((pictures[:, None] - colours).abs().sum(dim=2) < .01) - 10.
+    by_colour = stage.cutter_loss(lambda *_: alike, None, None, masks)[1]["overlap"]
+    found = stage.cutter_loss(cutter, pictures, places, masks)[1]
+    assert found["overlap"] > by_colour + .1 and found["ground"] > .8
+
+
+# -- what it learns from -----------------------------------------------------------------------------------------------
+
+def test_a_layer_is_what_the_scene_says_of_each_pixel():
+    scene, _ = World(Geometry(64, 48), "full").scene(3, 1, 5)
+    layer = stage.layers(scene)
+    assert layer.shape == (3, 64, 48) and len(layer.unique()) > 2
+    for y, x in ((3, 40), (33, 20), (60, 7)):
+        assert torch.equal(scene.track(torch.tensor([[[x + .5, y + .5]]]).expand(3, -1, -1))[2][:, 0], layer[:, y, x].long())
+
+
+def test_pictures_and_layers_are_turned_about_together():
+    """Each layer in a grey of its own: afterwards two places are of one layer just if they are of one colour."""
+    layer = torch.zeros(16, 32, 32, dtype=torch.uint8)
+    layer[:, 4:20, 6:14], layer[:, 18:30, 16:31] = 1, 2
+    drawn = torch.cat([(layer * 90 + 30)[:, None].expand(-1, 3, -1, -1), layer[:, None]], dim=1)
+    pictures, after = stage.varied(drawn, torch.Generator().manual_seed(0))
+    assert 0 <= pictures.min() and pictures.max() <= 1
+    shapes = set()
+    for picture, where in zip(pictures, after):             # at the rim, what is just outside is mixed in
+        shapes.add(tuple((where == 1).sum(dim=0).tolist()))
+        for k in (0, 1, 2):
+            inside = torch.nn.functional.max_pool2d((where != k).float()[None], 5, 1, 2)[0] == 0
+            inside[0] = inside[-1] = inside[:, 0] = inside[:, -1] = False
+            if inside.sum() > 1:
+                assert picture[:, inside].std(dim=1).max() < .01
+    assert len(shapes) > 8, "they are not all turned the same way"
+    assert any(len(picture[:, 0, 0].unique()) > 1 or picture.mean() > .9 for picture in pictures), "some in other colours"
+
+
+def test_of_the_ground_a_mask_is_empty_and_of_a_thing_it_is_the_thing():
+    layer = torch.zeros(32, 32)
+    layer[5:12, 5:12], layer[20, 20] = 1, 2                                             # the second is too small to be asked
+    places, masks = stage.asked(layer, 200, torch.Generator().manual_seed(0))
+    on = torch.stack([layer[int(y), int(x)] for x, y in places.tolist()])
+    assert set(on.tolist()) == {0, 1}
+    assert all(torch.equal(mask, (layer == 1) & (k == 1)) for mask, k in zip(masks, on))
+    assert .08 < (on == 0).float().mean() < .25
+    nothing = stage.asked(torch.zeros(32, 32), 5, torch.Generator().manual_seed(0))[1]
+    assert not nothing.any()
+
+
+def test_a_full_answer_costs_nothing_and_is_counted_so():
+    _, _, masks = discs(3)
+    right = lambda pictures, places: (masks.float() - .5) * 40
+    loss, logs = stage.cutter_loss(right, None, None, masks)
+    assert loss < 1e-4 and logs == {"overlap": 1., "whole": 1., "ground": 1.}
+    loss, logs = stage.cutter_loss(lambda *_: -right(*_), None, None, masks)
+    assert loss > 10 and logs["overlap"] == logs["whole"] == logs["ground"] == 0
+
+
+def test_its_store_keeps_the_newest_pictures_of_both_worlds():
+    store = stage.Store(TOY.geometry, capacity=12, seed=3)
+    for _ in range(4):
+        store.grow(4)
+    assert store.made == 16 and len({int(x.float().sum()) for x in store.drawn}) == 12
+    pictures, places, masks = next(store.batches(5, 4))
+    assert pictures.shape == (5, 3, 32, 32) and places.shape == (5, stage.POINTS, 2) and store.made == 20
+    assert masks.shape == (5, stage.POINTS, 32, 32) and masks.dtype == torch.bool
+
+
+# -- what hands take hold of ---------------------------------------------------------------------------------------------
+
+class Says(torch.nn.Module):
+    """A cutter that answers as it is told."""
+
+    def __init__(self, likely):
+        super().__init__()
+        self.answer = likely
+
+    def likely(self, picture, place):
+        return self.answer
+
+
+def test_where_it_is_sure_it_is_believed_and_else_colours_decide():
+    pytest.importorskip("cv2")
+    picture, ball = np.asarray(exact.picture()), complex(*exact.BALL_AT)
+    box = np.zeros(picture.shape[:2], np.float32)
+    box[10:40, 60:90] = .97
+    assert np.array_equal(grip.cut(picture, ball, Says(box)), box > .5)
+    unsure = np.where(box > 0, .55, .45).astype(np.float32)
+    assert np.array_equal(grip.cut(picture, ball, Says(unsure)), grip.by_colours(picture, ball))
+
+
+def test_it_travels_with_its_kit_and_a_kit_without_one_goes_by_colours(tmp_path, close):
+    pytest.importorskip("cv2")
+    kit = Kit.random(TOY, seed=2)
+    kit.save(tmp_path)
+    again = load(tmp_path)
+    pictures, places, _ = discs(4)
+    close(again.cutter(pictures, places), kit.cutter(pictures, places), atol=3e-2)
+    replace(kit, cutter=None).save(tmp_path)
+    without = load(tmp_path)
+    assert without.cutter is None and without.preset.cutter == 0 and without.preset.finish == TOY.finish
+    picture = np.asarray(exact.picture())
+    ball = complex(*exact.BALL_AT)
+    assert np.array_equal(without.cut(picture, ball), grip.by_colours(picture, ball))
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    """Pictures, uint8, of scenes that nobody trained on, and their layers."""
+    scene, _ = World(load("tiny").geometry, "calm").scene(24, 1, HELD_OUT + 9_000)
+    return (scene.render()[:, 0] * 255).round().byte().permute(0, 2, 3, 1).numpy(), stage.layers(scene).numpy()
+
+
+def overlaps(cut, held_out):
+    dice, found = np.random.default_rng(0), []
+    for picture, layer in zip(*held_out):
+        for k in set(np.unique(layer)) - {0}:
+            y, x = _somewhere(layer == k, dice)
+            mask, thing = cut(picture, complex(x + .5, y + .5)), layer == k
+            if thing.mean() > stage.LEAST:
+                found.append(0. if mask is None else (mask & thing).sum() / (mask | thing).sum())
+    return np.array(found)
+
+
+def _somewhere(mask, dice):
+    at = np.argwhere(mask)
+    return at[dice.integers(len(at))]
+
+
+def test_the_shipped_one_cuts_out_most_of_a_thing_wherever_it_is_touched(held_out):
+    pytest.importorskip("cv2")
+    kit = load("tiny")
+    learned, colours = overlaps(kit.cut, held_out), overlaps(grip.by_colours, held_out)
+    assert len(learned) >= 24 and learned.mean() > colours.mean() + .1 and np.median(learned) > .85
+
+
+def test_the_shipped_one_finds_nothing_on_the_ground(held_out):
+    pytest.importorskip("cv2")
+    kit, dice = load("tiny"), np.random.default_rng(1)
+    nothing = [kit.cut(picture, complex(*_somewhere(layer == 0, dice)[::-1]) + (.5 + .5j)) is None
+               for picture, layer in zip(*held_out)]
+    assert np.mean(nothing) > .85
