@@ -91,6 +91,11 @@ class Row:
         """The row that a summary is of, its first `clips` clips."""
         return cls(width, **{name: values[:clips] for name, values in summary["each"].items()})
 
+    def only(self, kept: list[bool]) -> Row:
+        """The row of some of its clips."""
+        some = lambda values: [value for value, keep in zip(values, kept, strict=True) if keep]
+        return Row(self.width, some(self.psnr), some(self.ssim), some(self.distance), some(self.seen))
+
     def add(self, made: Tensor, truth: Tensor, found: Tensor, tracks: Tracks) -> None:
         for b in range(len(made)):
             self.psnr.append(psnr(made[b, 1:], truth[b, 1:]).mean().item())
@@ -211,9 +216,10 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
     model: a name for `load`, or a student's Kit (then `teacher` is its teacher's, if that is to be measured).
     frames: T, whole latent frames (45 pixel frames are four chunks of three). grid: tracks along each side of the frame; 0:
     one every four pixels. steps, solver: the teacher's (see `sample`), if not its preset's.
-    -> {"rows": {role: {psnr, ssim, epe, epe_rel, n, ..., each: {measure: one value a clip}}}, ...}; written to json_path
-    after each batch. What stands there already of these weights, asked for in the same way, is gone on with. The student has
-    a second row, `student_sparse`: 1 to 20 points as drawn by hand, measured at these points alone.
+    -> {"rows": {role: {psnr, ssim, epe, epe_rel, n, ..., each: {measure: one value a clip}, clear: the same of the clips
+    without specks in the air}}, ...}: specks that are drawn, but elsewhere, are read as points gone astray. It is written to
+    json_path after each batch. What stands there already of these weights, asked for in the same way, is gone on with. The
+    student has a second row, `student_sparse`: 1 to 20 points as drawn by hand, measured at these points alone.
     """
     if suite != "world":
         raise ValueError(f"no suite called {suite!r} here: use 'world'; hands.run, words.run and ablations.run are others")
@@ -243,8 +249,14 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
     done = len(old["clip_seeds"]) if old else 0
     done = done if done >= clips else done // batch * batch         # a batch that was cut short is made whole
     rows = {name: Row.of(old["rows"][name], geometry.width, done) if done else Row(geometry.width) for name in names}
-    report["clip_seeds"] = list(range(seed, seed + done))
-    report["rows"] = {name: row.summary() for name, row in rows.items()}
+
+    def tell(seeds: list[int]) -> None:
+        report["clip_seeds"] += seeds
+        clear.extend(bool(world.scene(1, frames, s)[0].clear) for s in seeds)
+        report["rows"] = summaries(rows, clear)
+
+    clear: list[bool] = []
+    tell(list(range(seed, seed + done)))
     if done and not quiet:
         print(f"{json_path} holds {done} clips already: these are kept")
 
@@ -254,11 +266,19 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
             measured = _batch(world, seeds, frames, grid, kits, names, bar)
             for name, parts in measured.items():
                 rows[name].add(*parts)
-            report["clip_seeds"] += seeds
-            report["rows"] = {name: row.summary() for name, row in rows.items()}
+            tell(seeds)
             yield
 
     return keep(report, rounds, max(0, clips - done) * len(names), json_path, table, quiet)
+
+
+def summaries(rows: dict[str, Row], clear: list[bool]) -> dict[str, dict]:
+    """Of each row; and, where there are others too, of its clips that are `clear` (see `Scene.clear`)."""
+    def of_clear(row: Row) -> dict:
+        part = row.only(clear).summary()
+        return {name: part[name] for name in ("psnr", "ssim", "epe", "epe_rel", "n")}
+    return {name: row.summary() | ({"clear": of_clear(row)} if any(clear) and not all(clear) else {})
+            for name, row in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -393,9 +413,10 @@ def table(report: dict) -> str:
              f"{report['frames']} frames at {report['width']}x{report['height']}, {report['dtype']} on {report['device']}",
              f"{'':<16}{'PSNR':>8}{'SSIM':>8}{'EPE':>9}{'EPE/W':>9}{'clips':>7}"]
     for name, row in report["rows"].items():
-        if row["n"]:
-            lines.append(f"{name:<16}{row['psnr']:>8.2f}{row['ssim']:>8.3f}{row['epe']:>7.2f}px{row['epe_rel']:>9.4f}"
-                         f"{row['n']:>7}")
+        for label, part in ((name, row), ("  without specks", row.get("clear"))):
+            if part and part["n"]:
+                lines.append(f"{label:<16}{part['psnr']:>8.2f}{part['ssim']:>8.3f}{part['epe']:>7.2f}px{part['epe_rel']:>9.4f}"
+                             f"{part['n']:>7}")
     return "\n".join(lines)
 
 

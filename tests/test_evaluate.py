@@ -68,6 +68,18 @@ def test_a_row_weighs_clips_by_frames_for_psnr_and_by_points_for_epe():
     assert summary["psnr"] == 15 and summary["epe"] == 1 and summary["epe_rel"] == 0.02 and summary["n"] == 2
 
 
+def test_clips_without_specks_have_figures_of_their_own_where_there_are_others():
+    row = evaluate.Row(width=50, psnr=[10., 20., 60.], ssim=[.2, .4, .9], distance=[30., 10., 5.], seen=[30, 10, 10])
+    told = evaluate.summaries({"student": row}, [True, False, True])["student"]
+    assert told["n"] == 3 and told["psnr"] == 30 and told["clear"] == {
+        "psnr": 35, "ssim": .55, "epe": 35 / 40, "epe_rel": 35 / 40 / 50, "n": 2}
+    report = dict(model="m", suite="world", level="calm", clip_seeds=[1, 2, 3], frames=9, width=50, height=50,
+                  dtype="float32", device="cpu", rows={"student": told})
+    assert [line.split()[0] for line in evaluate.table(report).splitlines()[2:]] == ["student", "without"]
+    for clear in ([True] * 3, [False] * 3):
+        assert "clear" not in evaluate.summaries({"student": row}, clear)["student"]
+
+
 def test_the_displaced_truth_is_displaced_by_the_field_it_names():
     size, at = 96, torch.tensor([40, 52])
     frames = torch.zeros(1, 1, 3, size, size)

@@ -313,7 +313,8 @@ def test_noise_levels_stay_off_both_ends_and_are_one_per_clip():
 def test_the_whole_pipeline_leaves_a_kit_that_streams(tmp_path):
     import msk
     out = main("all", TOY, 12., tmp_path / "toy", threads=1)
-    assert {"config.json", *(f"{part}.safetensors" for part in ("vae", "teacher", "causal", "student", "cutter", "finish"))} <= {
+    parts = ("vae", "teacher", "causal", "student", "cutter", "finish")
+    assert {"config.json", *(f"{part}.safetensors" for part in parts)} <= {
         p.name for p in out.iterdir()}
     assert (out / "previews" / "student.png").stat().st_size > 0
     rows = [json.loads(row) for row in (out / "teacher.jsonl").read_text().splitlines()] if (
