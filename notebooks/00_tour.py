@@ -102,9 +102,7 @@ made = {name: play(tracks) for name, tracks in (asked | {"nothing": None}).items
 # %% [markdown]
 # The same picture, the same noise; only the tracks differ. The first frame is the given picture in all three. Nine points
 # take along what lies about them; a corner and the thin tail, for which nobody spoke, get lost, and a pale ghost stays where
-# the kite was. Of what is not asked at all, the kite soon loses its shape: seven million weights are few. So the canvas
-# takes hold of whole things: it cuts out what lies under your finger by its colours and lays points all over it
-# (`msk.grip`).
+# the kite was. Of what is not asked at all, the kite soon loses its shape: seven million weights are few.
 
 # %%
 nobody = msk.Tracks.empty(frames=45)
@@ -118,6 +116,26 @@ viz.grid(strips, [f"asked to move: {name}" for name in made])
 # %%
 three = viz.side_by_side(*made.values())
 viz.Moving(three, kit.geometry.fps, width=864, about="a kite: all of it is pulled, nine points of it are, nothing is")
+
+# %% [markdown]
+# ## One touch, a whole thing
+#
+# Nobody draws points all over a kite by hand. So the canvas looks what lies under your finger: a small network has learned
+# on drawn scenes which pixels go together (`kit.cut`; where it is not sure, colours decide, `msk.grip`). `kit.whole` takes
+# the hand's one track and adds those of the thing under it, all over it and along its rim, and others that hold the rest.
+
+# %%
+import numpy as np
+
+finger = thing[near[0]]                                                     # one point, in the middle of the kite
+mask = kit.cut(np.asarray(picture), complex(*finger.tolist()))              # [H, W] bool
+told = kit.whole(msk.Tracks.of(finger + way[:, None], ids=ids[:, :1]), picture)
+print(f"one track became {told.ids.shape[1]}")
+lit = scene.frames[0, 0] * (.25 + .75 * torch.from_numpy(mask))
+viz.strip(torch.stack([scene.frames[0, 0], lit]), count=2, zoom=2)
+
+# %%
+viz.strip(viz.draw_tracks(play(told), told, trail=8, radius=0.6, zoom=2, count=4))
 
 # %% [markdown]
 # ## Your turn

@@ -9,6 +9,7 @@ from msk import Kit, grip, load
 from msk.config import PRESETS, Geometry
 from msk.cutter import Cutter
 from msk.train import cutter as stage
+from msk.train import main
 from msk.train.loop import Budget, Learner, train
 from msk.world import HELD_OUT, World
 from tests.pages import exact
@@ -103,6 +104,19 @@ def test_a_layer_is_what_the_scene_says_of_each_pixel():
     assert layer.shape == (3, 64, 48) and len(layer.unique()) > 2
     for y, x in ((3, 40), (33, 20), (60, 7)):
         assert torch.equal(scene.track(torch.tensor([[[x + .5, y + .5]]]).expand(3, -1, -1))[2][:, 0], layer[:, y, x].long())
+
+
+def test_of_twice_as_many_scenes_those_are_kept_in_which_things_touch():
+    layer = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    layer[:, 2:4, 2:4] = 1
+    layer[1, 4:6, 3:7], layer[2, 2:4, 5:7] = 2, 2                                       # below it, and apart
+    assert stage.touching(layer).tolist() == [0, 1, 0]
+    store = stage.Store(Geometry(64, 64), capacity=16, seed=3)
+    for _ in range(4):
+        store.grow(4)
+    kept = (stage.touching(store.drawn[:, 3]) > 0).float().mean()
+    drawn = [stage.touching(stage.layers(world.scene(64, 1, 7)[0])) > 0 for world in store.worlds]
+    assert kept > torch.cat(drawn).float().mean() + .15
 
 
 def test_pictures_and_layers_are_turned_about_together():
@@ -229,3 +243,14 @@ def test_the_shipped_one_finds_nothing_on_the_ground(held_out):
     nothing = [kit.cut(picture, complex(*_somewhere(layer == 0, dice)[::-1]) + (.5 + .5j)) is None
                for picture, layer in zip(*held_out)]
     assert np.mean(nothing) > .85
+
+
+def test_its_stage_alone_goes_on_from_a_kit_and_leaves_one(tmp_path):
+    for role in ("teacher", "student"):
+        Kit.random(TOY, seed=4, role=role).save(tmp_path / "kit")
+    out = main("cutter", TOY, 1., tmp_path / "run", init=tmp_path / "kit", threads=1)
+    before, after = load(tmp_path / "kit"), load(out)
+    assert not torch.equal(after.cutter.first.weight, before.cutter.first.weight)
+    assert all(torch.equal(x, after.dit.state_dict()[name]) for name, x in before.dit.state_dict().items())
+    with pytest.raises(ValueError, match="toy has no cutter to be trained: leave this stage out"):
+        main("cutter", replace(TOY, cutter=0), 1., tmp_path / "none", threads=1)

@@ -24,6 +24,12 @@ def layers(scene: Scene) -> Tensor:
     return scene.track(pixels)[2].byte().unflatten(1, (height, width))
 
 
+def touching(layers: Tensor) -> Tensor:
+    """[B, H, W] -> [B]: how many neighbours are of two different things."""
+    pairs = ((layers[..., 1:], layers[..., :-1]), (layers[:, 1:], layers[:, :-1]))
+    return sum(((a != b) & (a > 0) & (b > 0)).flatten(1).sum(dim=1) for a, b in pairs)
+
+
 class Store:
     """Pictures of drawn scenes, half of them wild, with their layers, kept until newer ones want their place."""
 
@@ -32,9 +38,13 @@ class Store:
         self.drawn = torch.empty(capacity, 4, geometry.height, geometry.width, dtype=torch.uint8, device=device)
 
     def grow(self, count: int) -> None:
+        """So many more; twice as many are looked at, and those kept in which things touch most: the others are easy."""
         world = self.worlds[self.made // count % 2]
-        scene, _ = world.scene(count, 1, (self.seed * 100_003 + self.made) % 900_000, self.device)
-        drawn = torch.cat([(scene.render()[:, 0] * 255).round().byte(), layers(scene)[:, None]], dim=1)
+        scene, _ = world.scene(2 * count, 1, (self.seed * 100_003 + 2 * self.made) % 900_000, self.device)
+        found = layers(scene)
+        kept = touching(found).argsort(descending=True)[:count].tolist()
+        pictures = torch.cat([scene.part(b, b + 1).render()[:, 0] for b in kept])
+        drawn = torch.cat([(pictures * 255).round().byte(), found[kept][:, None]], dim=1)
         self.drawn[torch.arange(self.made, self.made + count) % len(self.drawn)] = drawn
         self.made += count
 
@@ -46,8 +56,8 @@ class Store:
             self.grow(fresh)
             at = torch.randint(min(self.made, len(self.drawn)), (count,), generator=generator)
             pictures, layer = varied(self.drawn[at.to(self.device)], generator)
-            places, masks = zip(*(asked(one, POINTS, generator) for one in layer))
-            yield pictures, torch.stack(places), torch.stack(masks)
+            places, masks = zip(*(asked(one, POINTS, generator) for one in layer.cpu()))      # pixel by pixel: no GPU's work
+            yield pictures, torch.stack(places).to(self.device), torch.stack(masks).to(self.device)
 
 
 def varied(drawn: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

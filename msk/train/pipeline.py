@@ -449,7 +449,7 @@ TRAINERS = {"vae": train_vae, "teacher": train_teacher, "causal": train_causal, 
             "cutter": train_cutter, "finish": train_finish}
 READS = {"vae": (), "teacher": ("vae",), "causal": ("vae", "teacher", "track_head", "text"),
          "distill": ("vae", "teacher", "track_head", "text", "causal"),
-         "cutter": (), "finish": ("vae", "teacher", "track_head", "text", "student")}
+         **dict.fromkeys(LATE, ("vae", "teacher", "track_head", "text", "student"))}
 
 
 def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600., out: str | Path = "runs/tiny", *,
