@@ -146,16 +146,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = command("eval", run_eval, "measure quality on held-out clips")
     model(evaluate)
-    evaluate.add_argument("--suite", default="world", choices=["world", "hands", "text", "real", "ablations"],
-                          help="dense tracks of whole clips; what hands do; is the prompt heard; your material; what each "
-                               "choice buys")
+    evaluate.add_argument("--suite", default="world", choices=["world", "hands", "text", "cut", "real", "ablations"],
+                          help="dense tracks of whole clips; what hands do; is the prompt heard; what a touch takes hold "
+                               "of; your material; what each choice buys")
     evaluate.add_argument("--material", metavar="DIR", help="your videos and pictures (and track files), for real")
-    evaluate.add_argument("--clips", type=whole, help="how many; but for world, of each case (64; 8; 8; all files; 4)")
+    evaluate.add_argument("--clips", type=whole,
+                          help="how many; of hands, text and ablations, of each case (64; 8; 8; 256; all files; 4)")
     evaluate.add_argument("--cases", nargs="+", metavar="CASE",
                           help="of world, only these rows; of hands and ablations, only these cases")
     evaluate.add_argument("--frames", type=whole,
                           help="of hands' long play (ten chunks), of real's clips (45), of drift in ablations (900)")
-    evaluate.add_argument("--strips", metavar="DIR", help="a film strip for each case, or file, of hands, text and real")
+    evaluate.add_argument("--strips", metavar="DIR", help="film strips: of each case, or file, of hands, text, cut and real")
     evaluate.add_argument("--whole", action="store_true",
                           help="hands, and drags of pictures (real), take hold of whole things; the rest is held still")
     evaluate.add_argument("--charts", metavar="DIR", help="a chart for each case of the suite ablations")
@@ -372,14 +373,14 @@ def run_bench(args) -> None:
 
 
 def run_eval(args) -> None:
-    from . import ablations, evaluate, hands, real, words
+    from . import ablations, cuts, evaluate, hands, real, words
     seeded = {} if args.seed is None else dict(seed=args.seed)
     both = dict(json_path=args.json, level=args.level or "calm", device=args.device, **seeded)
     played = ("hands", "ablations")
     for option, suites in (("frames", (*played, "real")), ("cases", ("world", *played)),
-                           ("strips", ("hands", "text", "real")), ("charts", played[1:]), ("whole", ("hands", "real")),
-                           ("level", ("world", "hands", "text", "ablations")), ("steps", ("world",)),
-                           ("solver", ("world",))):
+                           ("strips", ("hands", "text", "cut", "real")), ("charts", played[1:]),
+                           ("whole", ("hands", "real")), ("level", ("world", "hands", "text", "cut", "ablations")),
+                           ("steps", ("world",)), ("solver", ("world",))):
         if getattr(args, option) and args.suite not in suites:
             raise ValueError(f"--{option} is for --suite {' and '.join(suites)}, and {args.suite} has none: leave it out")
     if bool(args.material) != (args.suite == "real"):
@@ -394,6 +395,8 @@ def run_eval(args) -> None:
         ablations.run(args.model, args.clips or 4, long=args.frames, charts=args.charts, **some, **both)
     elif args.suite == "text":
         words.run(args.model, args.clips or 8, strips=args.strips, **both)
+    elif args.suite == "cut":
+        cuts.run(args.model, args.clips or 256, strips=args.strips, **both)
     else:
         some = dict(roles=some["cases"]) if some else {}
         evaluate.run(args.suite, args.model, args.clips or 64, steps=args.steps, solver=args.solver, **some, **both)

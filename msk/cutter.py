@@ -66,7 +66,7 @@ class Cutter(nn.Module):
     def likely(self, picture: np.ndarray, place: complex) -> np.ndarray:
         """How likely each pixel of a picture [H, W, 3] uint8 is of the thing at `place`: [H, W] in [0, 1]."""
         (h, w), device = picture.shape[:2], self.first.weight.device
-        seen = torch.from_numpy(np.ascontiguousarray(picture)).to(device).permute(2, 0, 1)[None] / 255
+        seen = torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)[None] / 255
         small = [max(1, round(side * SIDE / min(h, w) / self.unit)) * self.unit for side in (h, w)]
         if small != [h, w]:
             seen = F.interpolate(seen, size=small, mode="bilinear", antialias=True)

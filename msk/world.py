@@ -452,6 +452,12 @@ class Scene:
         xy = (torch.stack([sx, sy], dim=-1) + 1) / 2 * size
         return xy, visible, layer
 
+    def layers(self, at: int = 0) -> Tensor:
+        """Which layer each pixel of frame `at` shows, [B, H, W] long; 0 is the ground."""
+        height, width = self.geometry.height, self.geometry.width
+        pixels = grid_points(self.geometry, height, width, len(self.pan), device=self.pan.device)
+        return self.track(pixels, at)[2].unflatten(1, (height, width))
+
 
 @dataclass(frozen=True)
 class Clip:

@@ -33,6 +33,7 @@ MAY = {
     "evaluate": ROUTE | SIDE | {"kit"},
     "hands": ROUTE | SIDE | {"kit", "evaluate", "generate", "grip", "viz"},
     "real": ROUTE | SIDE | {"kit", "evaluate", "generate", "grip", "hands", "picture", "viz"},
+    "cuts": ROUTE | SIDE | {"kit", "evaluate", "grip", "viz"},
     "words": ROUTE | SIDE | {"kit", "evaluate", "viz"},
     "ablations": ROUTE | SIDE | {"kit", "evaluate", "hands", "bench", "viz", "train"},
 }

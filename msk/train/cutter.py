@@ -9,19 +9,12 @@ from torch import Tensor
 
 from ..config import Geometry
 from ..cutter import Cutter
-from ..world import Scene, World, grid_points
+from ..world import World
 from .data import shades
 
 GROUND = .15        # share of points on the ground, where there is no thing
 LEAST = .004        # of the picture: what shows less is not asked for
 POINTS = 8          # asked of each picture
-
-
-def layers(scene: Scene) -> Tensor:
-    """[B, H, W] uint8: which layer each pixel of the first frame shows; 0 is the ground."""
-    height, width = scene.geometry.height, scene.geometry.width
-    pixels = grid_points(scene.geometry, height, width, len(scene.pan), device=scene.pan.device)
-    return scene.track(pixels)[2].byte().unflatten(1, (height, width))
 
 
 def touching(layers: Tensor) -> Tensor:
@@ -41,7 +34,7 @@ class Store:
         """So many more; twice as many are looked at, and those kept in which things touch most: the others are easy."""
         world = self.worlds[self.made // count % 2]
         scene, _ = world.scene(2 * count, 1, (self.seed * 100_003 + 2 * self.made) % 900_000, self.device)
-        found = layers(scene)
+        found = scene.layers().byte()
         kept = touching(found).argsort(descending=True)[:count].tolist()
         pictures = torch.cat([scene.part(b, b + 1).render()[:, 0] for b in kept])
         drawn = torch.cat([(pictures * 255).round().byte(), found[kept][:, None]], dim=1)
