@@ -104,7 +104,7 @@ def run(model: str | Kit = "tiny", clips: int = 256, json_path=None, *, seed: in
 
     report = keep(report, rounds, clips, json_path, table, quiet, unit="picture")
     if tiles:
-        save_strip(grid(tiles, ["touched; what the kit cuts out, what colours do, what there is"], columns=2), strips, "cut")
+        save_strip(grid(tiles, ["touched; cut by the kit, by colours; what there is"] * 2, columns=2), strips, "cut")
     return report
 
 
