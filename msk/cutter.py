@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 SIDE = 128          # pixels of the shorter side of what is looked at
 HEAD = 16           # channels of what a point asks
+MIRRORS = (), (-1,), (-2,), (-1, -2)           # axes turned about
 
 
 class Cutter(nn.Module):
@@ -44,8 +45,11 @@ class Cutter(nn.Module):
 
     def forward(self, pictures: Tensor, places: Tensor) -> Tensor:
         """pictures [B, 3, H, W] in [0, 1], places [B, K, 2] in pixels, x then y -> logits [B, K, H, W]."""
-        z, count = self.look(pictures), places.shape[1]
-        h, w = z.shape[-2:]
+        return self.ask(self.look(pictures), places)
+
+    def ask(self, z: Tensor, places: Tensor) -> Tensor:
+        """`forward`, of what is seen."""
+        count, (h, w) = places.shape[1], z.shape[-2:]
         at = places / torch.stack([places.new_full((), side) for side in (w, h)]) - 1                   # [-1, 1]
         own = F.grid_sample(z.float(), at[:, :, None].float(), padding_mode="border", align_corners=False)[..., 0].mT
         line = lambda n: 2 * torch.arange(n, device=z.device) + 1.
@@ -63,18 +67,36 @@ class Cutter(nn.Module):
         return F.pixel_shuffle(x.unflatten(-1, (h, w)), 2)[:, :, 0]
 
     @torch.no_grad()
-    def likely(self, picture: np.ndarray, place: complex) -> np.ndarray:
-        """How likely each pixel of a picture [H, W, 3] uint8 is of the thing at `place`: [H, W] in [0, 1]."""
+    def likely(self, picture: np.ndarray, place: complex, more: int = 7) -> np.ndarray:
+        """How likely each pixel of a picture [H, W, 3] uint8 is of the thing at `place`: [H, W] in [0, 1].
+
+        The picture is looked at as it is and in its mirrors; then so many more places of what is found are asked about, and
+        all answers count alike. What one place misses another may know.
+        """
         (h, w), device = picture.shape[:2], self.first.weight.device
         seen = torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)[None] / 255
         small = [max(1, round(side * SIDE / min(h, w) / self.unit)) * self.unit for side in (h, w)]
         if small != [h, w]:
             seen = F.interpolate(seen, size=small, mode="bilinear", antialias=True)
-        at = torch.tensor([[[place.real * small[1] / w, place.imag * small[0] / h]]], device=device)
-        logits = self(seen, at)
+        z = self.look(torch.cat([seen.flip(dims) for dims in MIRRORS]))
+        size = torch.tensor(small[::-1], device=device, dtype=torch.float32)
+
+        def answers(places: Tensor) -> Tensor:
+            """[K, 2] -> logits [K, H, W], the mean of all mirrors."""
+            across = torch.tensor([[-1 in dims, -2 in dims] for dims in MIRRORS], device=device)[:, None]       # [M, 1, 2]
+            logits = self.ask(z, torch.where(across, size - places, places))
+            return torch.stack([one.flip(dims) for one, dims in zip(logits, MIRRORS)]).mean(dim=0)
+
+        at = torch.tensor([[place.real, place.imag]], device=device) * size / torch.tensor([w, h], device=device)
+        found = answers(at)
+        inside = (found[0] > 0).nonzero().flip(1) + .5
+        if more and len(inside):
+            each = torch.linspace(0, len(inside) - 1, more, device=device).round().long()
+            found = torch.cat([found, answers(inside[each])])
+        likely = found.sigmoid().mean(dim=0)
         if small != [h, w]:
-            logits = F.interpolate(logits, size=(h, w), mode="bilinear")
-        return logits[0, 0].sigmoid().cpu().numpy()
+            likely = F.interpolate(likely[None, None], size=(h, w), mode="bilinear")[0, 0]
+        return likely.cpu().numpy()
 
 
 class Block(nn.Module):

@@ -28,7 +28,7 @@ SURE = 0.7           # a cutter's mask, and what it holds likely, overlap by so 
 LOOKED_AT = 160      # pixels of the shorter side of what is looked at
 SHARE = 0.004, 0.3   # of the picture: what is larger is ground, and so is what is hardly more than the point
 HALO = 0.024         # of the shorter side: what is so near to a thing is neither the thing nor the rest
-WITHIN, BESIDE = 0.008, 0.04    # of it: so far inside its outline, and outside, points say where it ends,
+WITHIN, BESIDE = 0.008, 0.055   # of it: so far inside its outline, and outside, points say where it ends,
 APART = 0.047        # and stand so far apart
 MOST = 64            # points on one thing, or thereabouts
 REST = 8             # columns and rows of points that hold the rest
@@ -103,9 +103,14 @@ def spread(mask: np.ndarray, spacing: float) -> np.ndarray:
     return places[_at(mask, places)]
 
 
-def along(mask: np.ndarray, spacing: float) -> np.ndarray:
-    """Places [N] complex along the outlines of a mask [H, W], about `spacing` apart; none where they leave the picture."""
-    y, x = np.nonzero(mask & ~_grown(mask, -1))
+def outline(mask: np.ndarray) -> np.ndarray:
+    """The outermost pixels of a mask [H, W]; it has none where it leaves the picture."""
+    return mask & ~_grown(mask, -1)
+
+
+def thinned(mask: np.ndarray, spacing: float) -> np.ndarray:
+    """Places [N] complex of a mask [H, W], one in each square of `spacing` pixels that it has a part in."""
+    y, x = np.nonzero(mask)
     places = x + 0.5 + 1j * (y + 0.5)
     column, row = x // spacing, y // spacing
     off = np.maximum(abs(x + 0.5 - (column + 0.5) * spacing), abs(y + 0.5 - (row + 0.5) * spacing))
@@ -154,9 +159,11 @@ class Thing:
         if mask.mean() <= SHARE[0]:
             return None
         side = min(mask.shape)
-        within, beside = (along(_grown(mask, max(1, round(far * side)) * way), APART * side)
-                          for far, way in ((WITHIN, -1), (BESIDE, 1)))
-        origins = np.concatenate([spread(mask, max(spacing, (mask.sum() / MOST) ** 0.5)), within])
+        within, beyond = (max(1, round(far * side)) for far in (WITHIN, BESIDE))
+        core = _grown(mask, -within)
+        rim = outline(core) | mask & ~_grown(core, within)                          # and what is as thin as a thread
+        origins = np.concatenate([spread(mask, max(spacing, (mask.sum() / MOST) ** 0.5)), thinned(rim, APART * side)])
+        beside = thinned(outline(_grown(mask, beyond)), APART * side)
         about = cls(np.zeros_like(mask), beside) if len(beside) else None
         return cls(mask, origins if len(origins) else np.array([place]), place, beside=about)
 

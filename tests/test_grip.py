@@ -79,14 +79,22 @@ def test_without_opencv_the_error_says_what_to_install(monkeypatch):
 # -- where a thing ends ------------------------------------------------------------------------------------------------
 
 def test_points_along_an_outline_lie_on_it_and_leave_no_wide_gap():
-    places = grip.along(disc(), 4.)
+    places = grip.thinned(grip.outline(disc()), 4.)
     off = np.abs(places - BALL)
     assert (off < exact.RADIUS + .8).all() and (off > exact.RADIUS - 1.6).all()
     around = np.sort(np.angle(places - BALL))
     gaps = np.diff([*around, around[0] + 2 * np.pi]) * exact.RADIUS
     assert gaps.max() < 2.5 * 4 and len(places) < 2 * np.pi * exact.RADIUS / 4 * 1.6
     everything = np.ones((40, 40), bool)
-    assert len(grip.along(everything, 4.)) == 0, "at the picture's rim nothing ends"
+    assert not grip.outline(everything).any(), "at the picture's rim nothing ends"
+
+
+def test_a_thread_has_points_all_along_it():
+    mask = np.zeros((96, 96), bool)
+    mask[20:40, 20:40], mask[40:80, 29:31] = True, True
+    thing = grip.Thing.at(np.zeros((96, 96, 3), np.uint8), 30 + 30j, 8, cut=lambda *_: mask)
+    on_thread = np.sort(thing.origins.imag[thing.origins.imag > 41])
+    assert np.diff([41, *on_thread, 80]).max() < 2.5 * grip.APART * 96
 
 
 def test_some_points_say_where_a_thing_ends_from_within_and_some_from_outside():
