@@ -1,10 +1,10 @@
 """What a hand takes hold of: the whole thing under its point, which then goes along, while the rest of the picture stays.
 
-A lone point says where one spot goes, and nothing of what belongs to it. So the thing is cut out of the picture by its
-colours (GrabCut), points are laid all over it, and they go where the hand's points on it go: one shifts it, two also turn
-and size it. Points all over the rest hold it where it is. The model is told of all of them alike: they are tracks. Motion
-Prompting (2412.02700) lays a square of tracks about the pointer, and MotionStream's demo has grids that pin the ground; both
-are placed by hand.
+A lone point says where one spot goes, and nothing of what belongs to it. So the thing is cut out of the picture, by a
+network that has learned to (`msk.cutter`) or by its colours (GrabCut); points are laid all over it and along its rim, and
+they go where the hand's points on it go: one shifts it, two also turn and size it. Points all over the rest, and close about
+each thing, hold it where it is. The model is told of all of them alike: they are tracks. Motion Prompting (2412.02700) lays
+a square of tracks about the pointer, and MotionStream's demo has grids that pin the ground; both are placed by hand.
 
 Places are complex numbers x + iy, in pixels.
 """
@@ -46,14 +46,16 @@ def can_cut() -> bool:
 def cut(picture: np.ndarray, place: complex, cutter: Cutter | None = None) -> np.ndarray | None:
     """The thing at `place` of a picture [H, W, 3] uint8, as a mask [H, W] bool; None where there is but ground.
 
-    As the cutter has learned it, where it is SURE; else by colours. Raises ImportError without OpenCV.
+    As the cutter has learned it, if the place is in what it finds and it is SURE; else by colours. Raises ImportError
+    without OpenCV.
     """
     if not can_cut():
         raise ImportError('finding things in a picture needs OpenCV: pip install "msk[demo]"')
     if cutter is not None:
         likely = cutter.likely(picture, place)
-        mask = likely > 0.5
-        if (likely * mask).sum() > SURE * np.maximum(likely, mask).sum():
+        mask, (height, width) = likely > 0.5, likely.shape
+        on_it = mask[min(max(int(place.imag), 0), height - 1), min(max(int(place.real), 0), width - 1)]
+        if on_it and (likely * mask).sum() > SURE * np.maximum(likely, mask).sum():
             return mask if mask.mean() > SHARE[0] else None
     return by_colours(picture, place)
 

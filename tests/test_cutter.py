@@ -205,10 +205,12 @@ def test_where_it_is_sure_it_is_believed_and_else_colours_decide():
     pytest.importorskip("cv2")
     picture, ball = np.asarray(exact.picture()), complex(*exact.BALL_AT)
     box = np.zeros(picture.shape[:2], np.float32)
-    box[10:40, 60:90] = .97
+    box[10:80, 20:90] = .97
     assert np.array_equal(grip.cut(picture, ball, Says(box)), box > .5)
     unsure = np.where(box > 0, .55, .45).astype(np.float32)
-    assert np.array_equal(grip.cut(picture, ball, Says(unsure)), grip.by_colours(picture, ball))
+    beside = np.where(np.arange(box.shape[1]) > 60, .97, 0.) * np.ones(box.shape)       # sure, but of something else
+    for answer in (unsure, beside, 0 * box):
+        assert np.array_equal(grip.cut(picture, ball, Says(answer)), grip.by_colours(picture, ball))
 
 
 def test_it_travels_with_its_kit_and_a_kit_without_one_goes_by_colours(tmp_path, close):
