@@ -19,7 +19,7 @@ from .viz import grid, strip
 from .world import HELD_OUT, World
 
 LEAST = .004        # of the picture: what shows less is not touched
-RIGHT = .9          # an overlap from which on a thing counts as cut out whole
+RIGHT, LOST = .9, .5    # overlaps above which a thing counts as cut out whole, and below which as missed
 SHOWN = 8           # things on the film strip
 
 
@@ -31,13 +31,14 @@ class Hits:
     ground: list[bool] = field(default_factory=list)
 
     def summary(self) -> dict:
-        """Of both ways to touch a thing the mean overlap, the median and the share that is RIGHT; of the ground the share
-        where nothing is found; how many things and grounds."""
+        """Of both ways to touch a thing the mean overlap, the median and the shares that are RIGHT and LOST; of the ground the
+        share where nothing is found; how many things and grounds."""
         told = {"things": len(self.middle), "grounds": len(self.ground)}
         for name in ("middle", "anywhere"):
             values = np.array(getattr(self, name))
             told |= {name: values.mean().item(), f"{name}_median": float(np.median(values)),
-                     f"{name}_whole": (values > RIGHT).mean().item()} if len(values) else {name: None}
+                     f"{name}_whole": (values > RIGHT).mean().item(),
+                     f"{name}_lost": (values < LOST).mean().item()} if len(values) else {name: None}
         return told | {"ground": float(np.mean(self.ground)) if self.ground else None}
 
 
@@ -125,11 +126,11 @@ def table(report: dict) -> str:
     """The rows as people read them."""
     lines = [f"what hands take hold of, {report['model']} ({report['level']}) at {report['width']}x{report['height']}, "
              f"{report['pictures']} pictures",
-             "overlap of what is cut out with what is to be seen of the thing: mean, median, share over nine tenths",
-             f"{'':<10}{'in its middle':>24}{'anywhere on it':>24}{'nothing on ground':>20}{'things':>8}"]
+             "overlap of what is cut out with what is to be seen of the thing: mean, median, share over nine tenths, under half",
+             f"{'':<10}{'in its middle':>29}{'anywhere on it':>29}{'nothing on ground':>20}{'things':>8}"]
     for name, row in report["rows"].items():
         if row["things"]:
-            parts = "".join(f"{row[touch]:>10.3f}{row[f'{touch}_median']:>7.3f}{row[f'{touch}_whole']:>7.2f}"
+            parts = "".join(f"{row[touch]:>10.3f}{row[f'{touch}_median']:>7.3f}{row[f'{touch}_whole']:>7.2f}{row[f'{touch}_lost']:>5.2f}"
                             for touch in ("middle", "anywhere"))
             nothing = f"{row['ground']:>20.2f}" if row["ground"] is not None else f"{'-':>20}"
             lines.append(f"{name:<10}{parts}{nothing}{row['things']:>8}")

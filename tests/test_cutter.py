@@ -238,6 +238,13 @@ def test_the_shipped_one_cuts_out_most_of_a_thing_wherever_it_is_touched_and_not
     assert [line.split()[0] for line in cuts.table(report).splitlines()[-2:]] == ["kit", "colours"]
 
 
+def test_what_is_told_of_touches():
+    told = cuts.Hits([.95, .4], [1., .92, .6, .2], [True, False]).summary()
+    assert (told["middle_whole"], told["middle_lost"], told["anywhere_whole"], told["anywhere_lost"]) == (.5, .5, .5, .25)
+    assert told["anywhere"] == pytest.approx(.68) and told["anywhere_median"] == pytest.approx(.76) and told["ground"] == .5
+    assert cuts.Hits().summary() == {"things": 0, "grounds": 0, "middle": None, "anywhere": None, "ground": None}
+
+
 def test_overlap_and_middle_by_hand():
     pytest.importorskip("cv2")
     a, b = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
