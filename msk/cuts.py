@@ -31,8 +31,8 @@ class Hits:
     ground: list[bool] = field(default_factory=list)
 
     def summary(self) -> dict:
-        """Of both ways to touch a thing the mean overlap, the median and the shares that are RIGHT and LOST; of the ground the
-        share where nothing is found; how many things and grounds."""
+        """Of both ways to touch a thing the mean overlap, the median and the shares that are RIGHT and LOST; of the ground
+        the share where nothing is found; how many things and grounds."""
         told = {"things": len(self.middle), "grounds": len(self.ground)}
         for name in ("middle", "anywhere"):
             values = np.array(getattr(self, name))
@@ -126,12 +126,12 @@ def table(report: dict) -> str:
     """The rows as people read them."""
     lines = [f"what hands take hold of, {report['model']} ({report['level']}) at {report['width']}x{report['height']}, "
              f"{report['pictures']} pictures",
-             "overlap of what is cut out with what is to be seen of the thing: mean, median, share over nine tenths, under half",
+             "overlap of what is cut out with what is to be seen of the thing: mean, median, share above .9, below .5",
              f"{'':<10}{'in its middle':>29}{'anywhere on it':>29}{'nothing on ground':>20}{'things':>8}"]
     for name, row in report["rows"].items():
         if row["things"]:
-            parts = "".join(f"{row[touch]:>10.3f}{row[f'{touch}_median']:>7.3f}{row[f'{touch}_whole']:>7.2f}{row[f'{touch}_lost']:>5.2f}"
-                            for touch in ("middle", "anywhere"))
+            parts = "".join(f"{row[touch]:>10.3f}{row[f'{touch}_median']:>7.3f}{row[f'{touch}_whole']:>7.2f}"
+                            f"{row[f'{touch}_lost']:>5.2f}" for touch in ("middle", "anywhere"))
             nothing = f"{row['ground']:>20.2f}" if row["ground"] is not None else f"{'-':>20}"
             lines.append(f"{name:<10}{parts}{nothing}{row['things']:>8}")
     return "\n".join(lines)
