@@ -203,7 +203,7 @@ class Preset:
     solver: str = "euler"                       # the teacher's, see sample.SOLVERS
     null_prompt: str | None = ""                # what stands for no prompt; None: features of zeros
     finish: int = 0                             # channels of what gives decoded frames the picture's pixels back; 0: nothing
-    cutter: int = 0                             # channels, in eights, of what finds what a hand takes hold of; 0: colours do
+    cutter: int = 0                             # channels (eights) of what finds what a hand takes hold of; 0: colours do
     licence: str = "Apache-2.0"
     repo: str = ""                              # on the hub; empty: weights travel with the package
 

@@ -1,8 +1,8 @@
 """Does a hand take hold of a whole thing, and of no more? Pictures of held-out scenes, of which each pixel's layer is known.
 
-Every thing is touched twice, in its middle and at a place of it drawn by lot, and so is the ground, once. What is cut out
-(`Kit.cut`) is held against what is to be seen of the thing: their overlap is intersection over union. Beside it stands the
-cut by colours alone (`grip.by_colours`), which any kit falls back on.
+Every thing is touched twice, in its middle and at a place of it drawn by lot; the ground once, by lot. What a hand takes
+hold of (`grip.Thing`, as `Kit.cut` finds it) is held against what is to be seen of the thing: their overlap is intersection
+over union. Beside it stands the cut by colours alone (`grip.by_colours`), which any kit falls back on.
 """
 from __future__ import annotations
 
@@ -74,6 +74,11 @@ def run(model: str | Kit = "tiny", clips: int = 256, json_path=None, *, seed: in
     kit = model if isinstance(model, Kit) else load(model, device=device)
     world, ways = World(kit.geometry, level), {"kit": kit.cut, "colours": grip.by_colours}
     hits, tiles = {name: Hits() for name in ways}, []
+
+    def taken(name: str, picture: np.ndarray, place: complex) -> np.ndarray | None:
+        thing = grip.Thing.at(picture, place, kit.geometry.stride, cut=ways[name])
+        return thing and thing.mask
+
     report = header("cut", kit, level=level, pictures=0, seed=seed)
     report["rows"] = {name: hit.summary() for name, hit in hits.items()}
 
@@ -88,13 +93,13 @@ def run(model: str | Kit = "tiny", clips: int = 256, json_path=None, *, seed: in
                 if truth.mean() <= LEAST:
                     continue
                 place = anywhere(truth, dice)
-                found = {name: cut(picture, place) for name, cut in ways.items()}
+                found = {name: taken(name, picture, place) for name in ways}
                 for name, mask in found.items():
                     if k == 0:
                         hits[name].ground.append(mask is None)
                     else:
                         hits[name].anywhere.append(overlap(mask, truth))
-                        hits[name].middle.append(overlap(ways[name](picture, middle(truth)), truth))
+                        hits[name].middle.append(overlap(taken(name, picture, middle(truth)), truth))
                 if k and strips and len(tiles) < SHOWN:
                     tiles.append(strip(torch.stack([touched(frame, place), *(lit(frame, mask) for mask in found.values()),
                                                     lit(frame, truth)]), 4))

@@ -33,6 +33,10 @@ class Cutter(nn.Module):
                                   nn.Linear(4 * width, sum(a * b + b for a, b in self.sizes)))
         self.unit = 2 ** levels                                                 # H and W are multiples of it
 
+    def size(self, height: int, width: int) -> list[int]:
+        """Rows and columns in which a picture of that size is looked at."""
+        return [max(1, round(side * SIDE / min(height, width) / self.unit)) * self.unit for side in (height, width)]
+
     def look(self, pictures: Tensor) -> Tensor:
         """pictures [B, 3, H, W] in [0, 1] -> what is seen, [B, C, H / 2, W / 2]."""
         z, kept = self.first(F.pixel_unshuffle(pictures - .5, 2)), []
@@ -75,7 +79,7 @@ class Cutter(nn.Module):
         """
         (h, w), device = picture.shape[:2], self.first.weight.device
         seen = torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)[None] / 255
-        small = [max(1, round(side * SIDE / min(h, w) / self.unit)) * self.unit for side in (h, w)]
+        small = self.size(h, w)
         if small != [h, w]:
             seen = F.interpolate(seen, size=small, mode="bilinear", antialias=True)
         z = self.look(torch.cat([seen.flip(dims) for dims in MIRRORS]))
@@ -87,7 +91,7 @@ class Cutter(nn.Module):
             logits = self.ask(z, torch.where(across, size - places, places))
             return torch.stack([one.flip(dims) for one, dims in zip(logits, MIRRORS)]).mean(dim=0)
 
-        at = torch.tensor([[place.real, place.imag]], device=device) * size / torch.tensor([w, h], device=device)
+        at = torch.tensor([[place.real / w, place.imag / h]], device=device, dtype=torch.float32) * size
         found = answers(at)
         inside = (found[0] > 0).nonzero().flip(1) + .5
         if more and len(inside):

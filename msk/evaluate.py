@@ -33,6 +33,7 @@ from .world import HELD_OUT, World, grid_points
 
 ROLES = ("teacher", "student", "first_frame", "vae", "tracker")
 POINTS = 32         # measured points in a clip
+HELD = ("hands", "real", "cut")     # suites in which hands take hold of things: of the others the cutter is no part
 
 
 # --- measures -----------------------------------------------------------------------------------------------------
@@ -216,13 +217,14 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
     model: a name for `load`, or a student's Kit (then `teacher` is its teacher's, if that is to be measured).
     frames: T, whole latent frames (45 pixel frames are four chunks of three). grid: tracks along each side of the frame; 0:
     one every four pixels. steps, solver: the teacher's (see `sample`), if not its preset's.
-    -> {"rows": {role: {psnr, ssim, epe, epe_rel, n, ..., each: {measure: one value a clip}, clear: the same of the clips
-    without specks in the air}}, ...}: specks that are drawn, but elsewhere, are read as points gone astray. It is written to
-    json_path after each batch. What stands there already of these weights, asked for in the same way, is gone on with. The
-    student has a second row, `student_sparse`: 1 to 20 points as drawn by hand, measured at these points alone.
+    -> {"rows": {role: {psnr, ssim, epe, epe_rel, n, ..., each: {measure: one value a clip}, clear: {psnr, ssim, epe,
+    epe_rel, n} of the clips without specks in the air, where there are others}}, ...}: specks that are drawn, but elsewhere,
+    are read as points gone astray. It is written to json_path after each batch. What stands there already of these weights,
+    asked for in the same way, is gone on with. The student has a second row, `student_sparse`: 1 to 20 points as drawn by
+    hand, measured at these points alone.
     """
     if suite != "world":
-        raise ValueError(f"no suite called {suite!r} here: use 'world'; hands.run, words.run and ablations.run are others")
+        raise ValueError(f"no suite called {suite!r} here: use 'world', or run of hands, words, cuts, ablations")
     unknown = sorted(set(roles) - set(ROLES))
     if unknown:
         raise ValueError(f"nothing plays the role of {', '.join(unknown)}: use some of {', '.join(ROLES)}")
@@ -251,9 +253,8 @@ def run(suite: str = "world", model: str | Kit = "tiny", clips: int = 64, json_p
     rows = {name: Row.of(old["rows"][name], geometry.width, done) if done else Row(geometry.width) for name in names}
 
     def tell(seeds: list[int]) -> None:
-        report["clip_seeds"] += seeds
-        clear.extend(bool(world.scene(1, frames, s)[0].clear) for s in seeds)
-        report["rows"] = summaries(rows, clear)
+        clear.extend([bool(world.scene(1, frames, s)[0].clear) for s in seeds])
+        report.update(clip_seeds=report["clip_seeds"] + seeds, rows=summaries(rows, clear))     # at once: Ctrl-C may come
 
     clear: list[bool] = []
     tell(list(range(seed, seed + done)))
@@ -369,7 +370,8 @@ def held_out(seed: int) -> None:
 def header(suite: str, kit: Kit, *others: Kit, **more) -> dict:
     """What every report opens with: which suite, which weights, asked by which command, computed on what."""
     return dict(suite=suite, model=kit.name, command=" ".join(["msk", *sys.argv[1:]]), device=str(kit.device),
-                dtype=str(kit.dtype).removeprefix("torch."), torch=torch.__version__, revision=_revision(kit, *others),
+                dtype=str(kit.dtype).removeprefix("torch."), torch=torch.__version__,
+                revision=_revision(kit, *others, without=() if suite in HELD else ("cutter",)),
                 height=kit.geometry.height, width=kit.geometry.width, **more, complete=False)
 
 
@@ -431,13 +433,13 @@ def _write(path, report: dict) -> None:
         write_whole(Path(path), (json.dumps(report, indent=2) + "\n").encode())
 
 
-def _revision(*kits: Kit) -> str:
-    """A short name for these very weights."""
+def _revision(*kits: Kit, without: tuple[str, ...] = ()) -> str:
+    """A short name for these very weights, some parts left out."""
     import hashlib
     digest = hashlib.sha256()
     for kit in kits:
-        for module in kit.modules().values():
-            for name, x in module.state_dict().items():
+        for part, module in kit.modules().items():
+            for name, x in (module.state_dict() if part not in without else {}).items():
                 digest.update(name.encode())
                 digest.update(x.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]

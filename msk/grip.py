@@ -26,11 +26,11 @@ AROUND = 0.48        # a window of so many shorter sides
 RIM = 0.03           # of the shorter side: the picture's rim is ground
 SURE = 0.7           # a cutter's mask, and what it holds likely, overlap by so much at least
 LOOKED_AT = 160      # pixels of the shorter side of what is looked at
-SHARE = 0.004, 0.3   # of the picture: what is larger is ground, and so is what is hardly more than the point
+SHARE = 0.004, 0.3   # of the picture: what is hardly more than the point is ground, and by colours what is larger, too
 HALO = 0.024         # of the shorter side: what is so near to a thing is neither the thing nor the rest
 WITHIN, BESIDE = 0.008, 0.055   # of it: so far inside its outline, and outside, points say where it ends,
 APART = 0.047        # and stand so far apart
-MOST = 64            # points on one thing, or thereabouts
+MOST = 64            # points all over one thing, or thereabouts; those along its rim come on top
 REST = 8             # columns and rows of points that hold the rest
 SIZES = 0.5, 2.0     # a thing may be made smaller and larger by so much
 
@@ -147,7 +147,7 @@ class Thing:
     turn: complex = 1 + 0j
     shift: complex = 0j
     ids: list[int] = field(default_factory=list)        # of its points, for the model
-    beside: Thing | None = None         # points of the rest close about it, which stay
+    beside: Thing | None = None         # points of the rest close about it: of no part, but they move as one, too
 
     @classmethod
     def at(cls, picture: np.ndarray, place: complex, spacing: float, known: list[Thing] = (), cut=cut) -> Thing | None:

@@ -78,7 +78,8 @@ class Kit:
         return self
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> Kit:
-        """Move in place. What is wide (`dit.WIDE`), track head and text stay in float32; convolutions become channels-last.
+        """Move in place. What is wide (`dit.WIDE`), track head, text and cutter stay in float32; other convolutions become
+        channels-last.
 
         The transformer changes its type part by part on the way, so that the device never holds it in float32.
         """

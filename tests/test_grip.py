@@ -1,5 +1,6 @@
 """What a hand takes hold of goes along whole, and the rest stays."""
 import json
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from msk import grip
 from msk.carry import moved as moved_picture
 from msk.live.hold import Hold
+from msk.live.points import MOVE
 from msk.live.protocol import Sample
-from msk.live.record import parse_session, read_session
+from msk.live.record import _fits, parse_session, read_session
 from msk.live.replay import tracks_of
 from msk.live.session import Session
 from msk.tracks import Tracks
@@ -475,6 +477,8 @@ def test_a_kept_session_goes_on_with_what_was_held(play):
     {"ids": [1], "origin": [[1, 2]], "unseen": []}, {"ids": [1], "origin": [[1, 1e9]]}, {"ids": [], "origin": []},
     {"ids": ["x"], "origin": [[1, 2]]}, {"ids": [1], "origin": [[1, 2]], "way": [[0, 0, 1, 1]] * 9},
     {"ids": [1], "origin": [[1, 2]], "way": [[1, 0, 0, 0]] * 9, "seed": [float("inf"), 0]},
+    {"ids": [1], "origin": [[1, 2]], "way": None, "seed": [1, 2]},
+    {"ids": [1], "origin": [[1, 2]], "way": [], "seed": [1, 2]},
     {"ids": [1], "origin": [[1, 2]], "beside": 0, "way": [[1, 0, 0, 0]] * 9},
     {"ids": [1], "origin": [[1, 2]], "beside": "0", "way": [[1, 0, 0, 0]] * 9}])
 def test_damaged_groups_are_told_of(play, damage):
@@ -493,6 +497,51 @@ def test_a_point_that_joins_a_moved_thing_knows_which_part_of_the_picture_it_hol
     thing.lead([BALL], [BALL + 30])
     assert hold.under(BALL) is None and hold.under(BALL + 32) is thing and thing.origin(BALL + 32) == BALL + 2
     assert len(set(thing.ids)) == len(thing.origins)
+
+
+def a_hold(seed=0, held=()):
+    """A Hold whose names are drawn as a session draws them, beside those of its points."""
+    dice = random.Random(seed)
+
+    def name():
+        taken = {p.track_id for p in held} | hold.ids
+        return next(i for i in iter(lambda: dice.randrange(2048), None) if i not in taken)
+    hold = Hold(W, W, name, cut=grip.cut, rest=True)
+    return hold
+
+
+def test_no_two_points_have_one_name():
+    for seed in range(30):
+        hold = a_hold(seed)
+        thing = hold.find(PICTURE, BALL, [])
+        hold.join(SimpleNamespace(), thing)
+        hold.frames(1, True, [], [])
+        names = [*thing.ids, *thing.beside.ids, *(p[0] for p in hold.flight.points)]
+        assert len(set(names)) == len(names) > 64
+    groups = hold.frames(12, False, [], [])[1]
+    groups[0]["ids"], groups[0]["origin"] = groups[0]["ids"][:-2], groups[0]["origin"][:-2]     # as an older msk laid them
+    for seed in range(30):
+        other = a_hold(seed)
+        again = other.find(PICTURE, BALL, [])
+        other.again(groups[:1] + groups[2:], [], {}, [again, None])
+        names = [*again.ids, *again.beside.ids, *(p[0] for p in other.flight.points)]
+        assert len(set(names)) == len(names) and len(again.ids) == len(again.origins)
+        assert len(again.beside.ids) == len(again.beside.origins), "it goes on as what is new does"
+
+
+@pytest.mark.parametrize("move", [{"zoom": -2.0}, {"zoom": 2.0}, {"dolly": 1.5}, {"orbit": 60.0}, {"right": 2.0}])
+def test_a_camera_that_flies_on_while_a_hand_holds_a_thing_leaves_a_session_whole(move):
+    point = SimpleNamespace(id=1, track_id=5, origin=BALL, thing=None, looked=False)
+    hold = a_hold(held=[point])
+    hold.join(point, hold.find(PICTURE, BALL, []))
+    for k in range(60):                                                                 # half a minute
+        hold.flight.ask(dict.fromkeys(MOVE, 0.0) | move)
+        _, groups = hold.frames(12, k == 0, [point], [[BALL] * 12])
+        groups = json.loads(json.dumps(groups))
+        assert all(_fits(group, 12, groups) for group in groups)
+    assert point.thing is hold.things[0] and abs(point.thing.turn - 1) < 1e-6
+    hold.reset([point])
+    assert len(point.thing.beside.ids) == len(point.thing.beside.origins) and point.thing.beside.turn == 1
 
 
 def test_a_thing_that_was_moved_is_known_where_it_is_though_nothing_holds_it(play):

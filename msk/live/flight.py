@@ -77,11 +77,14 @@ class Flight:
             return int(place.imag * CELLS / self.height) * CELLS + int(place.real * CELLS / self.width)
 
         by_cell = {cell(p[1]): p for p in self.points if self._inside(p[1])}
+        taken = {p[0] for p in by_cell.values()}        # of the new ones nobody else knows yet
         for k in range(CELLS * CELLS):
             if k not in by_cell:
                 row, column = divmod(k, CELLS)
                 place = complex((column + 0.5) * self.width / CELLS, (row + 0.5) * self.height / CELLS)
-                by_cell[k] = [self.name(), place, self.depth(place), None if self.moved else place, k]
+                name = next(i for i in iter(self.name, None) if i not in taken)
+                taken.add(name)
+                by_cell[k] = [name, place, self.depth(place), None if self.moved else place, k]
         self.points = [by_cell[k] for k in sorted(by_cell)]
         for k, point in enumerate(self.points):
             point[4] = k

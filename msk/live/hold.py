@@ -67,8 +67,8 @@ class Hold:
         point.thing, point.looked = thing, True
         if thing is not None:
             thing.ids = thing.ids or self._names(len(thing.origins))
-            self._lay(thing)
             self.raise_(thing)
+            self._lay(thing)
 
     def _lay(self, thing: Thing) -> None:
         """Name the points beside a thing, unless the camera has moved: where they would be then is not known."""
@@ -98,6 +98,9 @@ class Hold:
         (track id, mark id, places, seen, origin), and the groups.
         """
         self.things = [t for t in self.things if any(p.thing is t for p in points) or self._near(t)]
+        for thing in self.things:
+            if thing.beside and not self._near(thing.beside):       # though a hand holds the thing, and it is here
+                thing.beside.ids = []
         told = [t for t in self.things if self.rest or any(p.thing is t for p in points)]
         beside = [t.beside for t in told if self.rest and t.beside and t.beside.ids]
         flies, parts = self.flight.flies, [*told, *beside]
@@ -110,7 +113,7 @@ class Hold:
         for i in range(count):
             for thing in self.things:
                 self._go(thing, [(p.origin, path[i]) for p, path in zip(points, paths) if p.thing is thing], moves[i])
-                if thing.beside:
+                if thing.beside and thing.beside.ids:
                     self._go(thing.beside, [], moves[i])
             ways.append([(part.turn, part.shift) for part in parts])
             spots = [path[i] for p, path in zip(points, paths) if p.thing is None]
@@ -155,22 +158,22 @@ class Hold:
         """
         self.things = [thing for thing in found if thing is not None]
         for group, thing in zip(groups, found):
-            if thing is not None:
-                ids = [int(i) for i in group["ids"]]
-                thing.ids = ids if len(ids) == len(thing.origins) else self._names(len(thing.origins))
-                thing.turn, thing.shift = (complex(*group["way"][-1][k:k + 2]) for k in (0, 2))
-                for point in (points[i] for i in group.get("points", []) if i in points):
-                    point.thing, point.looked = thing, True
-            elif "beside" in group:
-                part = found[group["beside"]] and found[group["beside"]].beside
-                if part and len(part.origins) == len(group["ids"]):
-                    part.ids = [int(i) for i in group["ids"]]
-                    part.turn, part.shift = (complex(*group["way"][-1][k:k + 2]) for k in (0, 2))
+            if "beside" in group:
+                whose = found[group["beside"]]
+                thing = whose and whose.beside
             elif "seed" not in group:
                 flown = zip(group["ids"], group.get("at", group["origin"]), group["origin"])
+            if thing is not None:
+                thing.turn, thing.shift = (complex(*group["way"][-1][k:k + 2]) for k in (0, 2))
+                thing.ids = [int(i) for i in group["ids"]] if len(group["ids"]) == len(thing.origins) else []
+                for point in (points[i] for i in group.get("points", []) if i in points):
+                    point.thing, point.looked = thing, True
         self.flight.points = [[i, complex(*at), self.flight.depth(complex(*at)), o and complex(*o), k]
                               for k, (i, at, o) in enumerate(flown) if at is not None]
         self.flight.moved |= any(p[3] is None or p[3] != p[1] for p in self.flight.points)
+        for thing in self.things:                       # what has another number of points now gets other names
+            thing.ids = thing.ids or self._names(len(thing.origins))
+            self._lay(thing)
 
 
 def _pair(place: complex | None) -> list[float] | None:

@@ -394,9 +394,9 @@ def _fits(group: dict, frames: int, groups: list[dict]) -> bool:
             and (at is None or len(at) == len(ids) and None not in at and _places(at))
             and way.shape == (frames, 4) and bool((np.abs(way) < FAR).all())
             and bool((np.hypot(way[:, 0], way[:, 1]) > 1e-3).all())
-            and (not seed or "way" in group and group["seed"] is not None and _places([group["seed"]]))
+            and (not seed or group.get("way") and group["seed"] is not None and _places([group["seed"]]))
             and _names(group.get("points", []))
-            and ("beside" not in group or not seed and "way" in group and type(group["beside"]) is int
+            and ("beside" not in group or not seed and group.get("way") and type(group["beside"]) is int
                  and 0 <= group["beside"] < len(groups) and "seed" in groups[group["beside"]])
             and all(0 <= int(n) < len(ids) and all(0 <= i < frames for i in when) and _names(when)
                     for n, when in group.get("unseen", {}).items()))

@@ -70,7 +70,7 @@ def varied(drawn: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def asked(layer: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Of one picture's layers [H, W], places [K, 2] on its things and its ground, and masks [K, H, W] bool of what is there;
-    all things are asked for alike, however small, and of the ground a mask is empty."""
+    all things that show enough (LEAST) are asked for alike, and of the ground a mask is empty."""
     rand = lambda: torch.rand((), generator=generator).item()
     share = layer.flatten().long().bincount() / layer.numel()
     things = [k for k, part in enumerate(share.tolist()) if k and part > LEAST]

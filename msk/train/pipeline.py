@@ -359,7 +359,7 @@ def train_finish(preset: Preset, out: Path, budget: Budget, device, *, level: st
 
 
 def train_cutter(preset: Preset, out: Path, budget: Budget, device, *, batch: int = 24, lr: float = 3e-3, fresh: int = 4,
-                 warm: int = 512, init: Path | None = None) -> None:
+                 warm: int = 256, init: Path | None = None) -> None:
     """What lies under a point, in pictures of scenes calm and wild."""
     if not preset.cutter:
         raise ValueError(f"{preset.name} has no cutter to be trained: leave this stage out")
@@ -371,7 +371,8 @@ def train_cutter(preset: Preset, out: Path, budget: Budget, device, *, batch: in
     learner = Learner(cutter, lr, ema=0.995, decay_from=0.4, muon=lambda name, p: p.ndim == 4, muon_lr=2 * lr)
     checkpoint = Checkpoint(out / "cutter.ckpt", budget, cutter=learner)
     checkpoint.resume()
-    store = cutter_stage.Store(preset.geometry, seed=47 + budget.done, device=device)
+    height, width = cutter.size(preset.geometry.height, preset.geometry.width)
+    store = cutter_stage.Store(replace(preset.geometry, height=height, width=width), seed=47 + budget.done, device=device)
     for _ in tqdm(range(0, warm if budget.progress < 1 else 0, 16), desc="drawing pictures", leave=False):
         store.grow(16)
     run(out, "cutter", train(learner, lambda drawn: cutter_stage.cutter_loss(cutter, *drawn),
@@ -443,7 +444,7 @@ def run(out: Path, title: str, steps: Iterator[Step], every: int = 20) -> None:
 
 # On a GPU the launches cost more than the arithmetic: larger batches, and a store that holds them.
 ON_GPU = {"vae": dict(batch=192), "teacher": dict(batch=256, warm_pool=4096, capacity=32768),
-          "causal": dict(clips=4096, batch=128), "distill": dict(batch=64), "cutter": dict(batch=256),
+          "causal": dict(clips=4096, batch=128), "distill": dict(batch=64), "cutter": dict(batch=96),
           "finish": dict(batch=256, clips=256)}
 TRAINERS = {"vae": train_vae, "teacher": train_teacher, "causal": train_causal, "distill": train_distill,
             "cutter": train_cutter, "finish": train_finish}
