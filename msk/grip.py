@@ -147,7 +147,7 @@ class Thing:
     turn: complex = 1 + 0j
     shift: complex = 0j
     ids: list[int] = field(default_factory=list)        # of its points, for the model
-    beside: Thing | None = None         # points of the rest close about it: of no part, but they move as one, too
+    beside: Thing | None = None         # points of the rest close about it, which move as one, too
 
     @classmethod
     def at(cls, picture: np.ndarray, place: complex, spacing: float, known: list[Thing] = (), cut=cut) -> Thing | None:
