@@ -412,6 +412,22 @@ def test_points_beside_a_thing_stay_as_it_goes_and_go_with_the_camera(play):
     assert (beside.turn, beside.shift) == (1, 0) and about_it(session) == ids
 
 
+def test_no_point_of_the_rest_holds_back_a_part_of_a_thing(play):
+    """Points that lie on it say nothing, hidden ones neither: they would own pixels of it, which stayed where they were."""
+    session = play()
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    session.start()
+    drag(session, BALL + 30)
+    until(lambda: (np.abs(moved(asked(session)) - 30) < 0.6).sum() > 3)
+    tracks, thing = asked(session), session.hold.things[0]
+    origins = tracks.origin[0].double().numpy() @ np.array([1, 1j])
+    assert thing.covers(origins[np.abs(moved(tracks)) < 1], (1, 0)).sum() == 0
+    made = moved_picture(tracks, FRAME[None], exact.GEOMETRY)[0, -1, :3].movedim(0, -1)
+    there = torch.from_numpy(disc(centre=BALL + 30, radius=exact.RADIUS - 2))
+    assert (made[there] - torch.tensor(exact.BALL) / 255).abs().max() < .1, "no hole in it"
+
+
 def test_a_thing_found_in_a_picture_that_has_moved_has_no_points_beside_it(play):
     """What is beside it now is not known: the camera's guess of depth has bent it."""
     session = play()

@@ -106,10 +106,12 @@ class Hold:
         flies, parts = self.flight.flies, [*told, *beside]
         grid, moves = self.flight.frames(count, first, stays=self.rest)
         own, speaks, ways = self.flight.points, [], []
-        origins = np.concatenate([np.array([p[3] if p[3] is not None else complex(*FAR) for p in own], complex),
-                                  *(part.origins for part in beside)])
-        ends = np.cumsum([len(own), *(len(part.origins) for part in beside)])[:-1]
-        free = ~np.logical_or.reduce([t.covers(origins, (1, 0)) for t in told] + [np.zeros(len(origins), bool)])
+        known = np.array([p[3] if p[3] is not None else complex(*FAR) for p in own], complex)
+        free = lambda origins: ~np.logical_or.reduce([t.covers(origins, (1, 0)) for t in told] + [origins != origins])
+        said = free(known)                              # on a thing a point of the rest would hold back a part of it
+        says = [*(np.ones(len(t.origins), bool) for t in told), *(free(part.origins) for part in beside)]
+        own = [p for p, say in zip(own, said) if say]
+        ends = np.cumsum([len(own), *(say.sum() for say in says[len(told):])])[:-1]
         for i in range(count):
             for thing in self.things:
                 self._go(thing, [(p.origin, path[i]) for p, path in zip(points, paths) if p.thing is thing], moves[i])
@@ -117,14 +119,19 @@ class Hold:
                     self._go(thing.beside, [], moves[i])
             ways.append([(part.turn, part.shift) for part in parts])
             spots = [path[i] for p, path in zip(points, paths) if p.thing is None]
-            still = np.concatenate([np.array(grid[i], complex), *(part.here() for part in beside)])
+            grid[i] = [place for place, say in zip(grid[i], said) if say]
+            still = np.concatenate([np.array(grid[i], complex),
+                                    *(part.here()[say] for part, say in zip(beside, says[len(told):]))])
             *of_things, of_rest = speaking(told, ways[i][:len(told)], still, spots, self.size)
-            of_grid, *of_beside = np.split(of_rest & free, ends)
+            of_grid, *of_beside = np.split(of_rest, ends)
             speaks.append([*of_things, *of_beside, of_grid])
         groups = []
-        for k, part in enumerate(parts):
+        for k, (part, say) in enumerate(zip(parts, says)):
             way = [[round(v, 5) for z in frame[k] for v in (z.real, z.imag)] for frame in ways]
-            groups.append(_group(part.ids, part.origins, [s[k] for s in speaks]) | {"way": way} | (
+            if not say.any():
+                continue
+            ids = [i for i, on in zip(part.ids, say) if on]
+            groups.append(_group(ids, part.origins[say], [s[k] for s in speaks]) | {"way": way} | (
                 {"seed": _pair(part.seed), "points": [p.id for p in points if p.thing is part]} if k < len(told)
                 else {"beside": next(n for n, thing in enumerate(told) if thing.beside is part)}))
         if flies:
