@@ -8,14 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Geometry
+from .host import Memo, empty
 from .tracks import Tracks
 
 EDGE = 20.                  # pixels of way that a step from 0 to 1 in one colour counts as
 FOOT = 0.75                 # a pixel covers what is so near to where it went, in x and y (0.71, if turned by 45 degrees)
 RIM = 2                     # pixels about a hole that are of what has left it, half or in shadow
 LEVEL = 3.                  # pixels from where the ground would be: still ground, and so are three times its middle error
+TWIST = 0.1                 # a hub turns or grows by so much otherwise than the ground
 AT_ONCE = 48                # frames
-FRONT, SEEN, NOBODYS, HIDDEN = range(4)         # what has come to the same place: the first covers the others
+SEEN, NOBODYS, HIDDEN = 1, 2, 3               # what has come to the same place: the first covers the others
+HIDES = .02                 # what hides less of the ground is not lifted off it
 
 
 def apart(a: Tensor, b: Tensor) -> Tensor:
@@ -30,18 +33,23 @@ def times(a: Tensor, d: Tensor, dim: int = -1) -> Tensor:
     return torch.stack([p * x - q * y, p * y + q * x], dim)
 
 
-def turned_back(xy: Tensor, began: Tensor, known: Tensor, reach: float, count: int = 8, alike: float = 0.2) -> Tensor:
+def turned_back(xy: Tensor, began: Tensor, known: Tensor, reach: float, layer: Tensor | None = None, count: int = 8,
+                alike: float = 0.2) -> Tensor:
     """a [T, N, 2], for `times`: what is at xy + d now, about a track, was at began + a d; (1, 0) if nothing turned or grew.
 
     xy [T, N, 2], where `known` [T, N]; began [N, 2]; all in pixels. Of its `count` nearest neighbours, those at most half as
     far again as the first (which counts as half a `reach` away at least, and a whole one at most), each gives an a of its
     own, and the most that are alike are believed: those that went with it, as across an edge no two are alike but by
     chance. If they are fewer than three, none is. Nothing is believed to be less than a fifth or more than thrice its size.
+    layer [N]: where it is known, those of its own alone are heard.
     """
     count, none = min(count, len(began) - 1), 1 - torch.arange(2., device=xy.device)        # made there: nobody waits for it
     if count < 3:
         return none.expand_as(xy)
-    away, near = apart(began, began).fill_diagonal_(torch.inf).topk(count, largest=False)              # [N, K]
+    away = apart(began, began).fill_diagonal_(torch.inf)
+    if layer is not None:
+        away = away.masked_fill(layer != layer[:, None], torch.inf)
+    away, near = away.topk(count, largest=False)                                                    # [N, K]
     heard = known[:, near] & known[..., None] & (away < 1.5 * away[:, :1].clamp(reach / 2, reach))  # [T, N, K]
     now, then = xy[:, near] - xy[:, :, None], began[near] - began[:, None]                          # [T, N, K, 2], [N, K, 2]
     mirror = 2 * none - 1                                                                   # (1, -1)
@@ -97,6 +105,14 @@ def widened(mask: Tensor, reach: int) -> Tensor:
     return around(mask.float(), reach) > 0
 
 
+def by_hand(pictures: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+    """A picture in two layers, by no more than what is around: pictures [B, 3, H, W] and what moves in them, [B, 1, H, W]
+    bool -> the ground, where that and its rim are filled from afar, and how much of it is hidden, [B, 1, H, W] float."""
+    good = ~widened(moving, RIM)
+    good |= ~good.flatten(1).any(dim=1)[:, None, None, None]                # with nothing around, what was there has to do
+    return torch.where(good, pictures, from_afar(pictures, good)), moving.float()
+
+
 def owners(picture: Tensor, began: Tensor, there: Tensor, reach: float) -> tuple[Tensor, Tensor]:
     """Which track each pixel of the picture [3, H, W] in [0, 1] goes with (N: none), and how far: [H * W] long, and float.
 
@@ -127,16 +143,16 @@ def owners(picture: Tensor, began: Tensor, there: Tensor, reach: float) -> tuple
 
 
 def land(to: Tensor, foot: Tensor, kind: Tensor, cost: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which pixel of the picture has come to each place, [T, H * W] long; H * W: none.
+    """Which of M pixels has come to each place, [T, H * W] long; M: none.
 
-    to [2, T, H * W]: where they go, in pixels; foot [T, H * W]: how far they cover, less than a pixel about them; kind
-    [T, H * W]: of what kind they are there, and cost [H * W] in [0, 1]: of those of a kind the one with the least is seen.
+    to [2, T, M]: where they go, in pixels; foot [T, M]: how far they cover, less than a pixel about them (-1: nothing); kind
+    [T, M]: of what kind they are there, and cost [M] in [0, 1]: of those of a kind the one with the least is seen.
     A place between two, left and right or above and below, whose kinds come before its own is theirs, as is an empty one
     unless they are hidden: a crack in what has grown.
     """
-    (h, w), pixels, none = size, cost.numel(), 2 ** 31 - 1
+    (h, w), pixels, none = size, max(1, cost.numel()), 2 ** 31 - 1
     steep = 2 ** 29 // pixels                                                   # kind, cost and pixel in one number
-    rank = (cost * (steep - 2)).int() * pixels + torch.arange(pixels, device=cost.device, dtype=torch.int32)
+    rank = (cost * (steep - 2)).int() * pixels + torch.arange(len(cost), device=cost.device, dtype=torch.int32)
     rank = rank + (kind << 29)
     x, y = (z.clamp(-1, side + 1) + 1.5 for z, side in zip(to, (w, h)))         # a margin of two all about
     column, row = x.floor(), y.floor()
@@ -151,7 +167,7 @@ def land(to: Tensor, foot: Tensor, kind: Tensor, cost: Tensor, size: tuple[int, 
         a, it, b = (best.narrow(dim, k, best.shape[dim] - 2) for k in range(3))
         a, b = torch.minimum(a, b), torch.maximum(a, b)
         best = torch.cat([best.narrow(dim, 0, 1), torch.where(b >> 29 < it >> 29, a, it), best.narrow(dim, -1, 1)], dim)
-    return torch.where(best < none, (best & 2 ** 29 - 1) % pixels, pixels).flatten(1).long()
+    return torch.where(best < none, (best & 2 ** 29 - 1) % pixels, len(cost)).flatten(1).long()
 
 
 def median(x: Tensor, weight: Tensor) -> Tensor:
@@ -162,42 +178,64 @@ def median(x: Tensor, weight: Tensor) -> Tensor:
     return x.gather(-1, at)
 
 
-def ground(began: Tensor, at: Tensor, turn: Tensor, area: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """What most of the picture does: strays(came, now), [2, T, K] twice -> [T, K] bool: does what came from there to be here
-    move otherwise?
+def most_of(began: Tensor, at: Tensor, turn: Tensor, area: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What most of the picture does, as a track would: where what began at (0, 0) is, and how it is turned back, [2, T, 1]
+    each; and which tracks move otherwise, [T, N] bool.
 
     It shifts, turns and grows; each is the middle of what tracks do, by the `area` [N] of the picture they own. began, at,
     turn [2, T, N]: where they were, are, and how they are turned back. A camera's depth is no straying (`LEVEL`).
     """
     most = median(turn, area)                                                   # ground at p was at most * p + off
     off = median(began - times(most, at, 0), area)
-    error = lambda came, now: (came - times(most, now, 0) - off).square().sum(dim=0).sqrt()
-    level = (3 * median(error(began, at), area)).clamp(min=LEVEL)                                   # [T, 1]
-    return lambda came, now: error(came, now) > level
+    error = (began - times(most, at, 0) - off).square().sum(dim=0).sqrt()
+    return -times(inverse(most), off, 0), most, error > (3 * median(error, area)).clamp(min=LEVEL)
+
+
+def enclosed(began: Tensor, mask: Tensor, reach: float) -> Tensor:
+    """Which tracks, began [N, 2], have one of `mask` [T, N] bool as the nearest on each side, within reach: [T, N] bool."""
+    x, y = (began[None] - began[:, None]).unbind(dim=-1)                                            # [N, N]
+    away, inside = apart(began, began), torch.ones_like(mask)
+    for side in (x < 0, x > 0, y < 0, y > 0):
+        least, nearest = away.masked_fill(~side, torch.inf).min(dim=1)
+        inside &= mask[:, nearest] & (least < reach)
+    return inside
+
+
+def inverse(a: Tensor) -> Tensor:
+    """1 / a for `times`, [2, ...]."""
+    return torch.stack([a[0], -a[1]]) / a.square().sum(dim=0)
+
+
+Split = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]       # pictures, what moves in them -> ground, how much is hidden
 
 
 @torch.no_grad()
-def warp(tracks: Tracks, picture: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+def warp(tracks: Tracks, picture: Tensor, reach: float, split: Split = by_hand, memo: Memo | None = None
+         ) -> tuple[Tensor, Tensor]:
     """The given picture as its tracks move it: picture [B, 3, H, W] -> frames [B, T, 3, H, W], and near [B, T, H, W].
 
     Each pixel of the picture goes with the track that owns it (`owners`), if that is within reach, and turns and grows with
-    it (`turned_back`); the others stay. Several may come to one place (`land`): what moves otherwise than the ground, which
-    is what most of the picture does, covers it; then come what no track speaks for, and what goes with a hidden track.
-    Where none comes, ground is uncovered: it is filled from the ground around it (`fill_in`), and so is ground at the rim of
-    all but narrow holes. near: 1 at a track, 0 as far as it reaches; a quarter of that where its track is hidden or the
-    ground filled. No parameters.
+    it (`turned_back`); the others stay. What moves otherwise than the ground, which is what most of the picture does, at any
+    time of these, is lifted off: `split` says what is beneath it (`by_hand`; `plate.Plate` has learned it). So there are two
+    layers, each moved by its own tracks, and what was lifted is laid on the ground. Of what comes to one place (`land`), in
+    the ground what tracks speak for covers what none does, and that what goes with a hidden track. Where no ground comes, it
+    is filled from around (`fill_in`), and so is the rim of all but narrow holes.
+    near: 1 at a track, 0 as far as it reaches; a quarter of that where its track is hidden or the ground filled.
+    memo: of a stream, whose tracks began where they did in the chunk before.
     """
+    memo = memo or Memo(0)
     (b, t, n, _), (h, w), picture = tracks.xy.shape, picture.shape[-2:], picture.float()
     if not n:
         return picture[:, None].expand(b, t, -1, -1, -1), picture.new_zeros(b, t, h, w)
     clips = []
     for xy, visible, origin, shown in zip(tracks.xy.float(), tracks.visible, tracks.origins().float(), picture, strict=True):
         parts = zip(xy.split(AT_ONCE), visible.split(AT_ONCE))                          # [AT_ONCE, H * W] is large enough
-        clips.append([torch.cat(z) for z in zip(*(_warp(*part, origin, shown, reach) for part in parts))])
+        clips.append([torch.cat(z) for z in zip(*(_warp(*part, origin, shown, reach, split, memo) for part in parts))])
     return tuple(torch.stack(z) for z in zip(*clips))
 
 
-def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: float, split: Split, memo: Memo
+          ) -> tuple[Tensor, Tensor]:
     """`warp` of one clip: xy [T, N, 2], visible [T, N], origin [N, 2], picture [3, H, W] -> [T, 3, H, W], [T, H, W]."""
     (t, n, _), (h, w) = xy.shape, picture.shape[-2:]
     pixel = torch.stack(torch.meshgrid(*(torch.arange(z, device=xy.device) + .5 for z in (w, h)), indexing="xy")).flatten(1)
@@ -206,52 +244,87 @@ def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: f
 
     knows = origin.isfinite().all(dim=-1)                                                           # [N]
     placed = xy.isfinite().all(dim=-1) & knows                                                      # [T, N]
-    seen, began = visible & placed, torch.where(knows[:, None], origin, 1e4).clamp(-1e4, 1e4)
-    at = torch.where(placed[..., None], xy, began).clamp(-1e4, 1e4)
-    turn = turned_back(at, began, placed, reach)
-    whose, cost = owners(picture, began, knows, reach)                                  # [H * W]
-    began, at, turn = (F.pad(z.movedim(-1, 0), (0, 1)) for z in (began, at, turn))           # [2, (T,) N + 1]: the last is
-    turn[0, :, n] = 1                                                                       # nobody, who stays
-    far = (pixel - of(began, whose)).square().sum(dim=0).sqrt() / reach
-    whose, far = torch.where(far < 1, whose, n), far.clamp(max=1)
+    seen, places = visible & placed, torch.where(knows[:, None], origin, 1e4).clamp(-1e4, 1e4)
+    at = torch.where(placed[..., None], xy, places).clamp(-1e4, 1e4)
+    turn = turned_back(at, places, placed, reach)
+    began, at, turn = (F.pad(z.movedim(-1, 0), (0, 2)) for z in (places, at, turn))          # [2, (T,) N + 2]: two more,
+    turn[0, :, n:] = 1                                                                  # nobody, who stays, and the ground
 
-    area = torch.zeros_like(began[0]).scatter_add_(0, whose, torch.ones_like(far))
-    began = began[:, None].expand(-1, t, -1)
-    strays = ground(began, at, turn, area)
-    kind = F.pad(torch.where(placed, HIDDEN, NOBODYS), (0, 1), value=NOBODYS)                       # [T, N + 1]
-    kind = torch.where(F.pad(seen, (0, 1)), torch.where(strays(began, at), FRONT, SEEN), kind).int()
+    def owned(shown: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a picture's pixels the one of these tracks that owns each (N: nobody), at what cost, and how far it is."""
+        whose, cost = memo(owners, shown, places, which, reach)
+        far = (pixel - of(began, whose)).square().sum(dim=0).sqrt() / reach
+        return torch.where(far < 1, whose, n), cost, far.clamp(max=1)
 
-    size = turn.square().sum(dim=0)                                                                 # [T, N + 1]
-    back = torch.stack([turn[0], -turn[1]]) / size
-    to = of(at, whose) + times(of(back, whose), pixel[:, None] - of(began, whose), 0)               # [2, T, H * W]
-    rank = of(kind, whose)
-    rank = torch.where((rank == FRONT) & (cost > reach), SEEN, rank)        # beyond an edge it may not be of what moves
-    source = land(to, of(FOOT / size.sqrt(), whose), rank, (cost / (4 * reach)).clamp(max=1), (h, w))
-    hole = rows(source == h * w)
-    hole &= ~hole.flatten(1).all(dim=1)[:, None, None]                      # with nothing around, what was there has to do
+    def come(which: Tensor, whose: Tensor, cost: Tensor, far: Tensor, kind: Tensor, foot: Tensor
+             ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What has come to each place of some pixels, `which` [M], each with its track, cost and way to it, [M]: has
+        anything? with whom, from where in the picture, [2, T, H * W] in pixels, and how far from its track."""
+        to = of(at, whose) + times(of(inverse(turn), whose), pixel[:, None, which] - of(began, whose)[:, None], 0)
+        source = land(to, of(foot, whose), of(kind, whose), (cost / (4 * reach)).clamp(max=1), (h, w))
+        who, far = F.pad(whose, (0, 1), value=n)[source], F.pad(far, (0, 1), value=1.)[source]
+        there = of(began[:, None].expand(-1, t, -1), who) + times(of(turn, who), pixel[:, None] - of(at, who), 0)
+        return rows(source < len(whose)), who, there, rows(far)
 
-    whose, far = F.pad(whose, (0, 1), value=n), F.pad(far, (0, 1), value=1.)
-    who = whose[source]                                                                             # [T, H * W]
-    came = of(began, who) + times(of(turn, who), pixel[:, None] - of(at, who), 0)                   # [2, T, H * W]
-    front = ~hole & rows(strays(came, pixel[:, None]))
-    hole |= widened(~widened(~hole, 1), RIM + 1) & ~front               # no rim where narrower than three pixels
-    good = ~hole & ~widened(front, RIM)
-    good = torch.where(good.flatten(1).any(dim=1)[:, None, None], good, ~hole)[:, None]
+    def sampled(x: Tensor, there: Tensor) -> Tensor:
+        """x [C, H, W] at places [2, T, H * W] -> [T, C, H, W]"""
+        where = torch.stack([there[0] * (2 / w) - 1, there[1] * (2 / h) - 1], dim=-1)
+        return F.grid_sample(x.expand(t, -1, -1, -1), where.unflatten(1, (h, w)), padding_mode="border", align_corners=False)
 
-    x, y = came
-    where = rows(torch.stack([x * (2 / w) - 1, y * (2 / h) - 1])).movedim(0, -1)
-    taken = F.grid_sample(picture.expand(t, -1, -1, -1), where, padding_mode="border", align_corners=False)
-    told = torch.where(kind < NOBODYS, 1., torch.where(kind == HIDDEN, .25, 0.))                    # [T, N + 1]
-    near = rows((1 - far)[source] * of(told, who))
-    taken = torch.cat([taken, near[:, None]], dim=1)                                                # [T, 4, H, W]
-    taken = torch.where(hole[:, None], from_afar(taken, good), taken)
-    return taken[:, :-1], taken[:, -1] * torch.where(hole, .25, 1.)
+    whose, cost, _ = owned(picture, knows)
+    area = torch.zeros_like(began[0]).scatter_add_(0, whose, torch.ones_like(cost))
+    at[:, :, n + 1:], turn[:, :, n + 1:], strays = most_of(began[:, None], at, turn, area)
+    seen = F.pad(seen, (0, 2))                                                                      # [T, N + 2]
+    hub = (turn - turn[:, :, n + 1:]).square().sum(dim=0)[:, :n] > TWIST ** 2       # in the midst of what turns about it
+    hub &= enclosed(places, strays[:, :n], reach)
+    lifted = ((strays | F.pad(hub, (0, 2))) & seen).any(dim=0)
+    turn[:, :, :n] = turned_back(at[..., :n].movedim(0, -1), places, placed, reach, lifted[:n]).movedim(-1, 0)
+    below, cost_below, far_below = owned(picture, knows & ~lifted[:n])
+    moving = lifted[whose] & ((cost <= reach) | (below == n))           # beyond an edge it may not be of what moves
+    foot = FOOT / turn.square().sum(dim=0).sqrt()                                                   # [T, N + 2]
+    nothing = empty(moving)
+    plate, hides = (z[0] for z in memo(split, picture[None], rows(moving)[None, None])) if not nothing else (picture, None)
+
+    below = torch.where((below == n) & moving, n + 1, below)
+    far_below = torch.where(moving, .75 + .25 * far_below, far_below)
+    kind = torch.where(seen, SEEN, torch.where(F.pad(placed, (0, 2)), HIDDEN, NOBODYS)).int()
+    every = torch.arange(h * w, device=xy.device)
+    told = torch.where(kind < NOBODYS, 1., torch.where(kind == HIDDEN, .25, 0.))
+    stirs = ((at - began[:, None]).abs() > 1e-3).any(dim=0) | ((turn[0] - 1).abs() + turn[1].abs() > 1e-3)     # [T, N + 2]
+    if empty(stirs & ~lifted):                                          # all the ground stays
+        near = rows((1 - far_below) * of(told, below))
+        ground = torch.cat([plate.expand(t, -1, -1, -1), near[:, None]], dim=1)                     # [T, C + 1, H, W]
+    else:
+        here, who, there, far = come(every, below, cost_below, far_below, kind, foot)
+        near = (1 - far) * rows(of(told, who))
+        ground = torch.cat([sampled(plate, there), near[:, None]], dim=1)
+        if not empty(~here):
+            ground = patched(ground, here)
+    if nothing:
+        return ground[:, :-1], ground[:, -1]
+
+    whose, cost, far = owned(picture, knows & lifted[:n])
+    covers = hides.flatten() > HIDES
+    whose, which = torch.where(covers, whose, n), covers.nonzero()[:, 0] if xy.device.type == "cpu" else every
+    here, _, there, far = come(which, *(z[which] for z in (whose, cost, far)), torch.full_like(kind, SEEN),
+                               torch.where(seen & lifted, foot, -1))                                # others cover nothing
+    front = sampled(torch.cat([picture - (1 - hides) * plate, hides]), there) * here[:, None]
+    return front[:, :-1] + (1 - front[:, -1:]) * ground[:, :-1], torch.lerp(ground[:, -1], 1 - far, front[:, -1])
 
 
-def moved(tracks: Tracks, picture: Tensor, geometry: Geometry) -> Tensor:
+def patched(ground: Tensor, here: Tensor) -> Tensor:
+    """The ground and how near its tracks are [T, C + 1, H, W], where none is `here` [T, H, W] bool: filled from around."""
+    hole = ~here & here.flatten(1).any(dim=1)[:, None, None]            # with nothing around, what was there has to do
+    hole |= widened(~widened(~hole, 1), RIM + 1)                        # no rim where narrower than three pixels
+    good = torch.where(hole.flatten(1).all(dim=1)[:, None, None], here, ~hole)[:, None]
+    ground = torch.where(hole[:, None], from_afar(ground, good), ground)
+    return torch.cat([ground[:, :-1], ground[:, -1:] * torch.where(hole, .25, 1.)[:, None]], dim=1)
+
+
+def moved(tracks: Tracks, picture: Tensor, geometry: Geometry, split: Split = by_hand, memo: Memo | None = None) -> Tensor:
     """What the tracks carry of the given picture: picture [B, 3, H, W] -> its pixels, moved, and how near tracks are, which
     reach three cells: [B, T, 4, H, W] (see `warp`)."""
-    frames, near = warp(tracks, picture, 3. * geometry.stride)
+    frames, near = warp(tracks, picture, 3. * geometry.stride, split, memo)
     return torch.cat([frames, near[:, :, None]], dim=2)
 
 

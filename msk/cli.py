@@ -21,7 +21,7 @@ msk: drag points on a picture and watch the video follow.
            msk models                   every preset: size, memory, disk, licence
   measure  msk bench                    how fast: frames per second, latency, memory
            msk eval                     how good: does it follow, is it sharp
-  make     msk train all                all stages: vae, teacher, causal, distill, cutter, finish
+  make     msk train all                all stages: vae, teacher, causal, distill, cutter, plate, finish
            msk widen BASE               columns for tracks in a Wan transformer, to train from
 """
 
@@ -166,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", metavar="F", help="write the figures there too; world and ablations go on with it")
 
     train = command("train", run_train, "train a model from nothing, or go on")
-    train.add_argument("stage", choices=["vae", "teacher", "causal", "distill", "cutter", "finish", "all"])
+    train.add_argument("stage", choices=["vae", "teacher", "causal", "distill", "cutter", "plate", "finish", "all"])
     train.add_argument("--preset", default="tiny", help="which sizes")
     train.add_argument("--budget", type=seconds, default="60m", help="time for it: 90s, 60m, 1h30m")
     train.add_argument("--out", metavar="DIR", help="checkpoints and previews; runs/PRESET")
@@ -174,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--level", default="calm", choices=["calm", "full"], help="how wild the drawn world is")
     train.add_argument("--device", help="cpu, cuda, cuda:1; the best there is")
     train.add_argument("--init", metavar="KIT",
-                       help="a kit folder to start from; teacher, cutter, finish or VAE's decoder goes on")
+                       help="a kit folder to start from; teacher, cutter, plate, finish or VAE's decoder goes on")
     train.add_argument("--threads", type=whole, help="CPU threads")
     train.add_argument("--size", type=whole, help="rows and columns of pixels, in place of the preset's")
 

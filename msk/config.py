@@ -204,6 +204,7 @@ class Preset:
     null_prompt: str | None = ""                # what stands for no prompt; None: features of zeros
     finish: int = 0                             # channels of what gives decoded frames the picture's pixels back; 0: nothing
     cutter: int = 0                             # channels (eights) of what finds what a hand takes hold of; 0: colours do
+    plate: int = 0                              # and of what knows what is beneath what moves; 0: an even patch
     licence: str = "Apache-2.0"
     repo: str = ""                              # on the hub; empty: weights travel with the package
 
@@ -261,7 +262,7 @@ PRESETS: dict[str, Preset] = {p.name: p for p in (
         VAEConfig(latent_channels=12, encoder_width=32, decoder_widths=(96, 64, 32, 32), blocks=(0, 0, 2),
                   encoder_blocks=0, spaces=(2, 2, 1), pixel_shuffle=2),
         TextConfig(length=24), StreamConfig(time_shift=3.0, clean=False),
-        text_scale=3., motion_scale=.5, sample_steps=12, finish=32, cutter=24),
+        text_scale=3., motion_scale=.5, sample_steps=12, finish=32, cutter=24, plate=24),
     Preset(
         "toy", Geometry(32, 32, fps=24),       # seconds to train, for tests and for "by hand" cells
         DiTConfig(latent_channels=4, motion_channels=16, image_channels=4, dim=48, ffn_dim=96, heads=2, layers=2,
@@ -269,7 +270,7 @@ PRESETS: dict[str, Preset] = {p.name: p for p in (
         TrackConfig(channels=8, hidden=16, splat="bilinear", carry=4),
         VAEConfig(latent_channels=4, encoder_width=8, decoder_widths=(16, 16, 8, 8), blocks=1, spaces=(2, 2, 1),
                   pixel_shuffle=2),
-        TextConfig(dim=16, length=16, heads=2), sample_steps=6, finish=8, cutter=8),
+        TextConfig(dim=16, length=16, heads=2), sample_steps=6, finish=8, cutter=8, plate=8),
     Preset(
         "wan2.1-1.3b", Geometry(480, 832, fps=16),
         _T2V, TrackConfig(), _TAEHV, null_prompt=_WAN_NULL, repo="Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .unet import UNet
+
 SIDE = 128          # pixels of the shorter side of what is looked at
 HEAD = 16           # channels of what a point asks
 MIRRORS = (), (-1,), (-2,), (-1, -2)           # axes turned about
 
 
-class Cutter(nn.Module):
+class Cutter(UNet):
     """A U-Net looks at the picture once; what it sees at a point then says what to ask of every other pixel.
 
     Colours alone cannot say where one thing ends and another of its colours begins, nor that stripes are of one thing. As in
@@ -20,18 +22,10 @@ class Cutter(nn.Module):
     """
 
     def __init__(self, width: int, levels: int = 4):
-        super().__init__()
-        widths = [width * (k + 1) for k in range(levels)]
-        self.first = nn.Conv2d(4 * 3, width, 3, padding=1)                      # of blocks of 2x2 pixels
-        self.down = nn.ModuleList(Block(w) for w in widths)
-        self.coarser = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:]))
-        self.finer = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:]))
-        self.up = nn.ModuleList(Block(w) for w in widths[:-1])
-        self.norm = nn.GroupNorm(8, width)
+        super().__init__(3, width, levels)
         self.sizes = [(width + 3, HEAD), (HEAD, HEAD), (HEAD, 4)]               # of what a point asks: channels in, out
         self.asks = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(),
                                   nn.Linear(4 * width, sum(a * b + b for a, b in self.sizes)))
-        self.unit = 2 ** levels                                                 # H and W are multiples of it
 
     def size(self, height: int, width: int) -> list[int]:
         """Rows and columns in which a picture of that size is looked at."""
@@ -39,13 +33,7 @@ class Cutter(nn.Module):
 
     def look(self, pictures: Tensor) -> Tensor:
         """pictures [B, 3, H, W] in [0, 1] -> what is seen, [B, C, H / 2, W / 2]."""
-        z, kept = self.first(F.pixel_unshuffle(pictures - .5, 2)), []
-        for k, block in enumerate(self.down):
-            z = block(self.coarser[k - 1](z) if k else z)
-            kept.append(z)
-        for k in reversed(range(len(self.up))):
-            z = self.up[k](kept[k] + F.interpolate(self.finer[k](z), scale_factor=2, mode="nearest"))
-        return self.norm(z)
+        return super().look(pictures - .5)
 
     def forward(self, pictures: Tensor, places: Tensor) -> Tensor:
         """pictures [B, 3, H, W] in [0, 1], places [B, K, 2] in pixels, x then y -> logits [B, K, H, W]."""
@@ -102,14 +90,3 @@ class Cutter(nn.Module):
             likely = F.interpolate(likely[None, None], size=(h, w), mode="bilinear")[0, 0]
         return likely.cpu().numpy()
 
-
-class Block(nn.Module):
-    """Two convolutions, added to what came."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-
-    def forward(self, z: Tensor) -> Tensor:
-        return z + self.convs[1](F.silu(self.convs[0](self.norm(z))))

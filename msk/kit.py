@@ -14,22 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from . import grip
-from .carry import encoded, moved
+from .carry import by_hand, encoded, moved
 from .config import PRESETS, Geometry, Preset
 from .cutter import Cutter
 from .dit import WIDE, DiT
 from .finish import Finish, sparing
 from .guidance import Condition
+from .host import Memo
 from .motion import TrackHead
 from .picture import picture
+from .plate import Plate
 from .text import TextEncoder, stirs
 from .tinyvae import TinyVAE
 from .tracks import Tracks
 from .weights import fetch, fill, first_line, read_weights, save_weights, write_whole
 
 ROLES = ("student", "teacher")
-PARTS = ("track_head", "vae", "text", "clip", "finish", "cutter")   # beside the transformer; not every kit has the last four
-LATE = ("finish", "cutter")                 # their stages come last: a folder may hold none yet
+PARTS = ("track_head", "vae", "text", "clip", "finish", "cutter", "plate")      # beside the transformer; text and on: if any
+LATE = ("finish", "cutter", "plate")                 # their stages come last: a folder may hold none yet
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Kit:
     clip: nn.Module | None = None               # pictures [B, 3, H, W] -> CLIP features, for models that look at them
     finish: Finish | None = None                # decoded frames, what tracks carry -> frames as they are shown
     cutter: Cutter | None = None                # a picture and a place -> what is there
+    plate: Plate | None = None                  # a picture and what moves in it -> what is beneath, and how much is hidden
 
     @property
     def name(self) -> str:
@@ -66,7 +69,7 @@ class Kit:
         preset = preset if isinstance(preset, Preset) else known(preset)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Kit(*_modules(preset), preset, role, **_late(preset)).eval()
+            return Kit(*_modules(preset), preset, role, **late(preset)).eval()
 
     def modules(self) -> dict[str, nn.Module]:
         """By file name; the transformer under its role."""
@@ -78,8 +81,8 @@ class Kit:
         return self
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> Kit:
-        """Move in place. What is wide (`dit.WIDE`), track head, text and cutter stay in float32; other convolutions become
-        channels-last.
+        """Move in place. What is wide (`dit.WIDE`), track head, text, cutter and plate stay in float32; other convolutions
+        become channels-last.
 
         The transformer changes its type part by part on the way, so that the device never holds it in float32.
         """
@@ -189,16 +192,18 @@ class Kit:
         return Condition(text, motion, given, null, clip.expand(len(prompts), -1, -1) if clip is not None else None)
 
     @torch.no_grad()
-    def moved(self, tracks: Tracks | None, image, shown: bool | None = None) -> Tensor | None:
+    def moved(self, tracks: Tracks | None, image, shown: bool | None = None, memo: Memo | None = None) -> Tensor | None:
         """The given picture as the tracks move it, [B, T, 4, H, W] (`carry.moved`); None: nothing is carried.
 
-        shown: can any track be seen? By default it is asked, which waits for the device that the tracks are on.
+        shown: can any track be seen? By default it is asked, which waits for the device that the tracks are on. memo: of a
+        stream.
         """
         if image is None or not self.preset.tracks.carry or tracks is None:
             return None
         if not (bool(tracks.visible.any()) if shown is None else shown):
             return None
-        return moved(tracks.to(self.device), self.pixels(image).expand(len(tracks.xy), -1, -1, -1), self.geometry)
+        return moved(tracks.to(self.device), self.pixels(image).expand(len(tracks.xy), -1, -1, -1), self.geometry,
+                     self.plate or by_hand, memo)
 
     @torch.no_grad()
     def motion(self, tracks: Tracks, moved: Tensor | None = None, start: bool = True) -> Tensor:
@@ -220,7 +225,7 @@ class Kit:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, module in self.modules().items():
-            if isinstance(module, (DiT, TrackHead, TinyVAE, TextEncoder, Finish, Cutter)):      # others came from outside
+            if isinstance(module, (DiT, TrackHead, TinyVAE, TextEncoder, Finish, Cutter, Plate)):  # others came from outside
                 save_weights(module.state_dict(), folder / f"{name}.safetensors")
         preset = replace(self.preset, **{part: 0 for part in LATE if getattr(self, part) is None})  # one may lie there
         write_whole(folder / "config.json", json.dumps(preset.to_dict(), indent=2).encode() + b"\n")
@@ -379,8 +384,9 @@ def _modules(preset: Preset) -> tuple[DiT, nn.Module, nn.Module, nn.Module | Non
             TextEncoder(preset.text) if preset.text else None)
 
 
-def _late(preset: Preset) -> dict[str, nn.Module]:
-    made = {"finish": Finish, "cutter": Cutter}
+def late(preset: Preset) -> dict[str, nn.Module]:
+    """What a preset has of the parts that come LATE, untrained."""
+    made = {"finish": Finish, "cutter": Cutter, "plate": Plate}
     return {part: made[part](getattr(preset, part)) for part in LATE if getattr(preset, part)}
 
 
@@ -395,8 +401,8 @@ def _open(folder: Path, role: str, device, dtype: torch.dtype | None) -> Kit:
         raise FileNotFoundError(f"{folder} holds no {role}" + (f", only a {' and a '.join(held)}: ask for that"
                                                                if held else " and no other transformer: train one"))
     with torch.random.fork_rng(devices=[]):
-        late = {part: module for part, module in _late(preset).items() if (folder / f"{part}.safetensors").is_file()}
-        kit = Kit(*_modules(preset), preset, role, **late).eval()
+        here = {part: module for part, module in late(preset).items() if (folder / f"{part}.safetensors").is_file()}
+        kit = Kit(*_modules(preset), preset, role, **here).eval()
     for name, module in kit.modules().items():
         fill(module, read_weights(folder / f"{name}.safetensors"), str(folder / f"{name}.safetensors"))
     device = device_of(device)

@@ -14,7 +14,7 @@ from .cache import ChunkCache, FrameCache
 from .config import StreamConfig
 from .flow import add_noise, fewer, schedule, to_x0
 from .guidance import Guided
-from .host import send
+from .host import Memo, send
 from .tracks import Tracks
 
 
@@ -184,6 +184,7 @@ class Stream:
         self._roll.guided = self._guided(self._scales)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._seen = None                       # the decoder's past
+        self._memo = Memo()                     # of where tracks began, which they go on to say
         self._origins: dict[int, Tensor] = {}   # by id: where in the picture each track began
 
     def say(self, prompt: str) -> None:
@@ -275,7 +276,7 @@ class Stream:
         began = self._now()
         shown = tracks is not None and bool(tracks.visible.any())       # asked where they come from; then sent, once
         tracks = self._told(tracks).to(kit.device) if tracks is not None else None
-        moved = kit.moved(tracks, self._pixels, shown)
+        moved = kit.moved(tracks, self._pixels, shown, self._memo)
         motion = kit.motion(tracks, moved, self.index == 0) if tracks is not None else None
         (h, w), channels = kit.geometry.latent_size, kit.dit.config.latent_channels
         start, stop = self.config.span(self.index)

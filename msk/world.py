@@ -280,6 +280,23 @@ class Scene:
         """The same things on the same paths, seen by a still camera, and no event."""
         return replace(self, pan=0 * self.pan, roll=0 * self.roll, zoom=torch.ones_like(self.zoom), event=0 * self.event)
 
+    def without(self, things: Tensor) -> Scene:
+        """The same scenes, but for some of their things, [B, K] bool."""
+        return replace(self, there=self.there & ~things)
+
+    def opacity(self, things: Tensor) -> Tensor:
+        """How much some things, [B, K] bool, and their shadows hide of what is seen without them: [B, T, H, W] in [0, 1]."""
+        g, places = self.geometry, self._places()
+        line = lambda n: (torch.arange(n, device=self.pan.device) + .5) / n * 2 - 1
+        x, y = line(g.width)[None, None, None], line(g.height)[None, None, :, None]                 # [1, 1, H or 1, W or 1]
+        hides = torch.zeros(*self.pan.shape[:2], g.height, g.width, device=self.pan.device)
+        for k in range(self.sprites.shape[1]):
+            at = torch.stack(self._to_canonical(x, y, k + 1, places), dim=-1).flatten(1, 2) / SPRITE_SPAN
+            here = F.grid_sample(self.sprites[:, k, 3:4], at, align_corners=False)[:, 0].view_as(hides)
+            here = here * self.there[:, k, None, None, None]
+            hides = torch.where(things[:, k, None, None, None], 1 - (1 - hides) * (1 - here), hides * (1 - here))
+        return hides
+
     def hurried(self, generator: torch.Generator, fastest: float = 0.11) -> Scene:
         """The same things as a hand may drag them: each on a straight line through where it is in mid-clip, up to `fastest`
         half frames in one frame (seven pixels of 128)."""

@@ -264,7 +264,7 @@ viz.curves(share, "tracks in the picture", "share found again",
 # whole map is 32 + 16 = 48 channels wide.
 
 # %%
-from msk.carry import carry, owners, warp
+from msk.carry import by_hand, carry, owners, warp
 
 dense, picture = clip.track(grid_points(geometry, 32, 32)), clip.frames[:, 0]
 moved, near = warp(dense, picture, reach=3 * geometry.stride)               # [B, T, 3, H, W], [B, T, H, W]
@@ -292,6 +292,35 @@ everyone, colour = torch.ones(64, dtype=torch.bool), torch.rand(65, 3, generator
 told_apart = [owners(x, began, everyone, reach=3 * geometry.stride)[0] for x in (torch.zeros_like(picture[0]), picture[0])]
 areas = [.4 * picture[0] + .6 * colour[whose].T.unflatten(1, picture.shape[-2:]) for whose in told_apart]
 viz.strip(torch.stack([picture[0], *areas]), zoom=2)
+
+# %% [markdown]
+# What goes away uncovers ground, and takes its shadow along. No track says what is there, so the picture is split before it
+# is moved: into what moves and the *clean plate* beneath it, with how much of that is hidden (`msk.plate` learned it on
+# scenes that were drawn again without their things; `by_hand` fills from around). Picture = front + (1 - hidden) plate: the
+# front laid back where it was gives the very picture again, whatever the plate says.
+
+# %%
+still = World(geometry).sample(1, 1, seed=HELD_OUT + 4)
+seen = still.frames[:, 0]
+spot = (still.scene.layers()[0] > 0).nonzero().float().mean(dim=0).flip(0) + .5
+hand = kit.whole(msk.Tracks.drag([spot.tolist(), (spot + torch.tensor([48, -20])).tolist()], frames=13), seen)
+splits = {}
+
+
+def told(name, split):
+    """`split`, and what it was asked and said is kept."""
+    def ask(pictures, moving):
+        splits[name] = moving, *split(pictures, moving)
+        return splits[name][1:]
+    return ask
+
+
+led = {name: warp(hand, seen, 3 * geometry.stride, told(name, split))[0][0, -1]
+       for name, split in (("by hand", by_hand), ("kit.plate", kit.plate))}
+wide = lambda x: x[0].float().expand(3, -1, -1)
+rows = [viz.strip(torch.stack([wide(moving), wide(hidden), plate[0], led[name]]), zoom=2)
+        for name, (moving, plate, hidden) in splits.items()]
+viz.grid(rows, [f"{name}: what moves, how much is hidden, the plate, and the picture after the drag" for name in splits])
 
 # %% [markdown]
 # ## The picture

@@ -7,7 +7,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from msk.carry import EDGE, FRONT, HIDDEN, NOBODYS, SEEN, carry, fill_in, land, median, owners, turned_back, warp, widened
+from msk.carry import (
+    EDGE,
+    HIDDEN,
+    NOBODYS,
+    SEEN,
+    by_hand,
+    carry,
+    enclosed,
+    fill_in,
+    land,
+    median,
+    owners,
+    turned_back,
+    warp,
+    widened,
+)
 from msk.config import Geometry, TrackConfig
 from msk.motion import TrackHead, draw_ids
 from msk.tracks import Tracks
@@ -104,7 +119,7 @@ def test_of_those_that_come_to_a_place_the_first_kind_is_seen_and_of_these_the_n
             if min(a) >= 0 and b[0] < h and b[1] < w and max(was[f, *a, 0], was[f, *b, 0]) < was[f, y, x, 0]:
                 plain[f, y, x] = min(was[f, *a], was[f, *b], key=lambda z: (z[0], z[1]))
     assert torch.equal(source.view(t, h, w), plain[..., 2].long())
-    assert FRONT < SEEN < NOBODYS < HIDDEN
+    assert SEEN < NOBODYS < HIDDEN
 
 
 def test_the_middle_counts_each_as_often_as_it_weighs():
@@ -132,51 +147,81 @@ def test_a_hole_is_filled_from_its_rim_and_what_is_known_stays(close):
 
 # -- the moved picture ---------------------------------------------------------------------------------------------------
 
+def landed(come, pixels):
+    """Of (rank, cost, pixel, ...) that have come to places, [place] -> list, the least; and what closes cracks."""
+    shown = {place: min(candidates) for place, candidates in come.items()}
+    for across in ((1, 0), (0, 1)):
+        was = dict(shown)
+        for y, x in pixels:
+            a, b = (was.get((y + k * across[0], x + k * across[1])) for k in (-1, 1))
+            if a and b and max(a[0], b[0]) < was.get((y, x), (3,))[0]:
+                shown[y, x] = min(a, b)
+    return shown
+
+
 def plain_warp(tracks, picture, reach):
     """Pixel by pixel, for tracks that go whole pixels and turn nothing; NaN: to be filled from around."""
     b, t, n, _ = tracks.xy.shape
     frames, near = torch.full((b, t, 3, G.height, G.width), float("nan")), torch.zeros(b, t, G.height, G.width)
+    pixels = [(y, x) for y in range(G.height) for x in range(G.width)]
     for i in range(b):
-        began = tracks.xy[i, 0]
-        whose, cost = owners(picture[i], began, tracks.visible[i, 0], reach)
-        pixels = [(y, x) for y in range(G.height) for x in range(G.width)]
-        far = [((x + .5 - began[k][0]) ** 2 + (y + .5 - began[k][1]) ** 2).sqrt().item() / reach if k < n else 1.
-               for (y, x), k in zip(pixels, whose.tolist())]
-        whose = [k if away < 1 else n for k, away in zip(whose.tolist(), far)]
+        began, knows = tracks.xy[i, 0], tracks.visible[i, 0]
+
+        def owned(which, shown=picture[i], began=began):
+            whose, cost = owners(shown, began, which, reach)
+            far = [((x + .5 - began[k][0]) ** 2 + (y + .5 - began[k][1]) ** 2).sqrt().item() / reach if k < n else 1.
+                   for (y, x), k in zip(pixels, whose.tolist())]
+            return [k if away < 1 else n for k, away in zip(whose.tolist(), far)], cost.tolist(), far
+
+        whose, cost, _ = owned(knows)
+        ways, lifted = [], torch.zeros(n + 2, dtype=torch.bool)
         for f in range(t):
-            ways = [*((tracks.xy[i, f] - began).round().int().tolist()), [0, 0]]
-            ground = [sorted(ways[k][axis] for k in whose)[(len(whose) - 1) // 2] for axis in (0, 1)]
-            apart = [sum((p - q) ** 2 for p, q in zip(way, ground)) ** .5 for way in ways]
+            now = [*((tracks.xy[i, f] - began).round().int().tolist()), [0, 0]]
+            ground = [sorted(now[k][axis] for k in whose)[(len(whose) - 1) // 2] for axis in (0, 1)]
+            apart = [sum((p - q) ** 2 for p, q in zip(way, ground)) ** .5 for way in now]
             level = max(3, 3 * sorted(apart[k] for k in whose)[(len(whose) - 1) // 2])
-            come = {}
-            for m, ((y, x), k) in enumerate(zip(pixels, whose)):
-                astray = apart[k] > level
-                known = k < n and tracks.visible[i, 0, k]
-                kind = NOBODYS if not known else HIDDEN if not tracks.visible[i, f, k] else FRONT if astray else SEEN
-                rank = SEEN if kind == FRONT and cost[m] > reach else kind
-                place = y + ways[k][1], x + ways[k][0]
+            lifted[:n] |= torch.tensor([away > level for away in apart[:n]]) & tracks.visible[i, f] & knows
+            ways.append([*now, ground])
+        of_ground, of_front = (owned(knows & which) for which in (~lifted[:n], lifted[:n]))
+        moving = torch.tensor([bool(lifted[k]) and (c <= reach or other == n)
+                               for k, c, other in zip(whose, cost, of_ground[0])])
+        plate = by_hand(picture[i:i + 1], moving.view(1, 1, G.height, G.width))[0][0]
+        below = [n + 1 if k == n and goes else k for k, goes in zip(of_ground[0], moving)]
+        for f in range(t):
+            come, above = {}, {}
+            for m, (y, x) in enumerate(pixels):
+                k = below[m]
+                kind = NOBODYS if k >= n or not knows[k] else SEEN if tracks.visible[i, f, k] else HIDDEN
+                place = y + ways[f][k][1], x + ways[f][k][0]
                 if inside(*place):
-                    come.setdefault(place, []).append((rank, min(1, cost[m].item() / (4 * reach)), m, kind, astray))
-            shown = {place: min(candidates) for place, candidates in come.items()}
-            for across in ((1, 0), (0, 1)):
-                was = dict(shown)
-                for y, x in pixels:
-                    a, b = (was.get((y + k * across[0], x + k * across[1])) for k in (-1, 1))
-                    if a and b and max(a[0], b[0]) < was.get((y, x), (3,))[0]:
-                        shown[y, x] = min(a, b)
+                    come.setdefault(place, []).append((kind, min(1, of_ground[1][m] / (4 * reach)), m))
+                k = of_front[0][m]
+                if moving[m] and k < n and tracks.visible[i, f, k]:
+                    place = y + ways[f][k][1], x + ways[f][k][0]
+                    if inside(*place):
+                        above.setdefault(place, []).append((SEEN, min(1, of_front[1][m] / (4 * reach)), m))
+            shown = landed(come, pixels)
             empty = {place for place in pixels if place not in shown}
             deep = [(y, x) for y, x in empty if all((y + dy, x + dx) in empty or not inside(y + dy, x + dx)
                                                     for dy in (-1, 0, 1) for dx in (-1, 0, 1))]
-            for place, (_, _, m, kind, astray) in shown.items():
-                near[i, f][place] = (1 - far[m]) * {FRONT: 1, SEEN: 1, NOBODYS: 0, HIDDEN: .25}[kind]
-                y, x = (z - way for z, way in zip(place, reversed(ways[whose[m]])))
-                if inside(y, x) and (astray or not any(abs(place[0] - r) <= 3 and abs(place[1] - c) <= 3 for r, c in deep)):
-                    frames[i, f, :, place[0], place[1]] = picture[i, :, y, x]
+            for place, (kind, _, m) in shown.items():
+                trust = {SEEN: 1, NOBODYS: 0, HIDDEN: .25}[kind] * (.25 if moving[m] else 1)
+                near[i, f][place] = trust * (1 - of_ground[2][m])
+                y, x = (z - way for z, way in zip(place, reversed(ways[f][below[m]])))
+                if inside(y, x) and not any(abs(place[0] - r) <= 3 and abs(place[1] - c) <= 3 for r, c in deep):
+                    frames[i, f, :, place[0], place[1]] = plate[:, y, x]
+            for place, (_, _, m) in landed(above, pixels).items():
+                y, x = (z - way for z, way in zip(place, reversed(ways[f][of_front[0][m]])))
+                here = moving.view(G.height, G.width)[min(max(y, 0), G.height - 1), min(max(x, 0), G.width - 1)]
+                if here and inside(y, x):
+                    near[i, f][place], frames[i, f, :, place[0], place[1]] = 1 - of_front[2][m], picture[i, :, y, x]
+                elif here:
+                    frames[i, f, :, place[0], place[1]] = math.nan
     return frames, near
 
 
 def test_each_pixel_goes_with_the_track_that_owns_it(close):
-    tracks, picture = some(frames=3, count=12), F.avg_pool2d(noise_picture(2), 3, 1, 1)
+    tracks, picture = some(frames=3, count=12, seed=1), F.avg_pool2d(noise_picture(2), 3, 1, 1)
     start = tracks.xy[:, :1]
     tracks = Tracks(start + (tracks.xy - start).round(), tracks.visible, tracks.ids)
     (got, near), (plain, plainly_near) = warp(tracks, picture, REACH), plain_warp(tracks, picture, REACH)
@@ -330,12 +375,71 @@ def test_what_is_not_to_be_found_anywhere_says_nothing():
     assert torch.equal(frames[0, 1, :, 16, 13], picture[0, :, 16, 1]) and near[0, 1, 16, 13] > .9
 
 
+def shaking(frames, batch=2, seed=0):
+    """Points that stay where they are, but for a pixel: nothing moves otherwise than the ground. Some are hidden."""
+    tracks, g = some(1, batch=batch, seed=seed), torch.Generator().manual_seed(seed)
+    xy = tracks.xy + torch.rand(batch, frames, tracks.ids.shape[1], 2, generator=g) - .5
+    seen = torch.rand(xy.shape[:3], generator=g) < .7
+    return Tracks(xy, seen, tracks.ids, tracks.xy[:, 0])
+
+
 def test_many_frames_are_made_as_a_few_are(close):
-    tracks, picture = some(frames=100), noise_picture(2)
-    told = Tracks(tracks.xy, tracks.visible, tracks.ids, tracks.origins())
+    told, picture = shaking(100), noise_picture(2)
     whole = warp(told, picture, REACH)
     for a, b in zip(whole, zip(*(warp(told.frames(k, k + 10), picture, REACH) for k in range(0, 100, 10)))):
         close(a, torch.cat(b, dim=1))
+
+
+def test_what_moves_at_any_time_is_lifted_off_from_the_first_frame_on_and_laid_back_where_it_was(close):
+    """Whatever is said of what is beneath."""
+    g, ground = torch.Generator().manual_seed(0), waves()
+    picture = with_disc(14, 16, ground)
+    asked = []
+
+    def split(pictures, moving):
+        asked.append(moving)
+        hides = .1 + .9 * torch.rand(moving.shape, generator=g)
+        return torch.rand(pictures.shape, generator=g), hides * widened(moving, 2)
+
+    frames, _ = warp(led(0., 0., 14.), picture[None], REACH, split)
+    (moving,) = asked
+    assert (moving[0, 0] & (disc(14, 16)[0] == 1)).sum() > 80 and not (moving[0, 0] & (disc(14, 16)[0] == 0)).any()
+    lies = widened(moving, 2)[0]
+    for frame in frames[0, :2]:
+        close(frame.where(lies, 0.), picture.where(lies, 0.), atol=1e-5)
+    assert (frames[0, 2] - frames[0, 0]).abs().amax() > .3
+
+
+def test_what_is_known_to_be_beneath_is_seen_once_it_is_uncovered_and_a_shadow_goes_along(close):
+    """With the truth about two layers, a disc and its shadow are drawn anew where it was led to."""
+    ground = waves()
+    hides = lambda x: torch.maximum(disc(x, 16), .4 * disc(x + 2, 19))
+    laid = lambda x: ground * (1 - hides(x)) + disc(x, 16) * torch.tensor([.9, .7, .1])[:, None, None]
+    frames, near = warp(led(0., 14.), laid(14)[None], REACH, lambda pictures, moving: (ground[None], hides(14)[None]))
+    close(frames[0, 1], laid(28), atol=2e-3)
+    assert 0 < near[0, 1, 16, 14] <= .25 < near[0, 1, 16, 28]
+
+
+def test_a_hub_goes_with_what_turns_about_it():
+    """It does not move itself, yet is lifted with the rest of its thing."""
+    spots = torch.tensor([24., 16.]) + 6 * torch.tensor([[0., 0.], [1., 0.], [-1., 0.], [0., 1.], [0., -1.]])
+    ground = Tracks.grid(G, 6, frames=1).xy[0, 0]
+    ground = ground[(ground - spots[0]).norm(dim=-1) > 10]
+    tracks = Tracks.of(torch.cat([spots, ground]).expand(2, -1, -1).clone())
+    tracks.xy[0, 1, :5] = turning(70., 1., spots)
+    asked = []
+    warp(tracks, waves()[None], REACH, lambda pictures, moving: (asked.append(moving), by_hand(pictures, moving))[1])
+    assert asked[0][0, 0, 14:18, 22:26].all() and not asked[0][0, 0, :4].any()
+    still = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * 30
+    mask = (still - 15).norm(dim=-1) < 9
+    plain = torch.zeros(40, dtype=torch.bool)
+    for k, at in enumerate(still):
+        nearest = []
+        for axis, sign in ((0, 1), (0, -1), (1, 1), (1, -1)):
+            there = [((p - at).norm().item(), m) for p, m in zip(still, mask.tolist()) if sign * (p[axis] - at[axis]) > 0]
+            nearest.append(min(there, default=(99., False)))
+        plain[k] = all(m and away < REACH for away, m in nearest)
+    assert torch.equal(enclosed(still, mask[None], REACH)[0], plain) and 0 < plain.sum() < 20
 
 
 def test_half_a_pixel_is_half_a_pixel(close):
@@ -432,16 +536,15 @@ def test_what_is_carried_is_zero_where_no_track_is_near(close):
 
 def test_the_map_is_ids_then_what_is_carried_and_chunks_make_the_same_of_it(close):
     head = TrackHead(TrackConfig(id_dim=16, hidden=12, channels=5, splat="bilinear", carry=3), G)
-    tracks, picture = some(frames=9), noise_picture(2)
-    told = Tracks(tracks.xy, tracks.visible, tracks.ids, tracks.origins())
+    told, picture = shaking(9), noise_picture(2)
 
     def read(tracks, start=True):
         return head(tracks, start, carry(tracks, picture, grouped, G, start))
 
-    whole = read(tracks)
+    whole = read(told)
     assert whole.shape == (2, 3, 5 + 3 + 4, 4, 6) == (2, 3, head.config.width(4), 4, 6)
     close(torch.cat([read(told.frames(0, 5)), read(told.frames(5, 9), start=False)], dim=1), whole)
-    close(head(tracks)[:, :, :5], whole[:, :, :5])
-    assert (head(tracks)[:, :, 5:] == 0).all()
+    close(head(told)[:, :, :5], whole[:, :, :5])
+    assert (head(told)[:, :, 5:] == 0).all()
     with pytest.raises(ValueError, match=r"came as \[2, 3, 8, 4, 6\], but these tracks ask for \[2, 3, 7, 4, 6\]"):
-        head(tracks, carried=torch.zeros(2, 3, 8, 4, 6))
+        head(told, carried=torch.zeros(2, 3, 8, 4, 6))

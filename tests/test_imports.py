@@ -18,13 +18,13 @@ MAY = {
     **{room: {"config", "host", "tracks"} for room in ("motion", "carry", "camera", "trackers")},
     "world": {"config", "host", "text", "tracks"},      # it speaks the words that the encoder knows
     "video": {"config", "picture", "tracks"},
-    "cutter": set(), "grip": {"cutter", "motion", "tracks"},
+    "unet": set(), "cutter": {"unet"}, "plate": {"carry", "unet"}, "grip": {"cutter", "motion", "tracks"},
     "clips": {"config", "tracks", "video"},             # a clip is a video with its tracks
     "dit": {"config", "attention", "host"},
     "sample": {"flow", "guidance"},
     "stream": {"config", "cache", "flow", "guidance", "host", "tracks"},
     "picture": {"config", "weights"},
-    "kit": ROUTE | SIDE | {"cutter", "grip", "picture", "weights", "wan"},
+    "kit": ROUTE | SIDE | {"cutter", "plate", "grip", "host", "picture", "weights", "wan"},
     "checkpoints": {"config", "dit", "motion", "tinyvae", "weights"},
     "encoders": {"tinyvae", "weights", "kit", "checkpoints"},
     "offload": {"config", "host", "kit"},

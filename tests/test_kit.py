@@ -34,8 +34,8 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
         assert torch.equal(x, student.vae.state_dict()[name])
     assert not torch.equal(student.dit.head.head.weight, teacher.dit.head.head.weight)
     files = sorted(p.name for p in tmp_path.iterdir())
-    assert files == ["config.json", "cutter.safetensors", "finish.safetensors", "student.safetensors", "teacher.safetensors",
-                     "text.safetensors", "track_head.safetensors", "vae.safetensors"]
+    assert files == ["config.json", "cutter.safetensors", "finish.safetensors", "plate.safetensors", "student.safetensors",
+                     "teacher.safetensors", "text.safetensors", "track_head.safetensors", "vae.safetensors"]
 
 
 def test_a_loaded_kit_plays(tmp_path):

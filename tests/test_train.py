@@ -313,7 +313,7 @@ def test_noise_levels_stay_off_both_ends_and_are_one_per_clip():
 def test_the_whole_pipeline_leaves_a_kit_that_streams(tmp_path):
     import msk
     out = main("all", TOY, 12., tmp_path / "toy", threads=1)
-    parts = ("vae", "teacher", "causal", "student", "cutter", "finish")
+    parts = ("vae", "teacher", "causal", "student", "cutter", "plate", "finish")
     assert {"config.json", *(f"{part}.safetensors" for part in parts)} <= {
         p.name for p in out.iterdir()}
     assert (out / "previews" / "student.png").stat().st_size > 0
@@ -355,7 +355,7 @@ def test_resume_skips_what_is_done_and_not_what_came_with_the_kit_it_started_fro
         with pytest.raises(KeyboardInterrupt):
             main("all", TOY, 1., tmp_path / "run", resume=resume, **how)
     main("all", TOY, 1., tmp_path / "run", resume=True, **how)
-    assert ran == ["teacher", "teacher", "causal", "causal", "distill", "cutter", "finish"]
+    assert ran == ["teacher", "teacher", "causal", "causal", "distill", "cutter", "plate", "finish"]
     assert not (tmp_path / "run" / "student.safetensors").exists(), "an old student would not fit a new track head"
 
 

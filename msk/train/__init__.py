@@ -1,4 +1,4 @@
-"""The six stages: tiny VAE, teacher, causal initialisation, distillation, cutter, finish. Core dependencies only."""
+"""Seven stages: tiny VAE, teacher, causal initialisation, distillation, cutter, plate, finish. Core dependencies only."""
 from .pipeline import main
 
 __all__ = ["main"]

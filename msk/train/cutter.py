@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import Geometry
 from ..cutter import Cutter
 from ..world import World
-from .data import shades
+from .data import about, shades
 
 GROUND = .15        # share of points on the ground, where there is no thing
 LEAST = .004        # of the picture: what shows less is not asked for
@@ -56,16 +56,10 @@ class Store:
 def varied(drawn: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Pictures and layers [n, 4, H, W] uint8 -> [n, 3, H, W] in [0, 1], [n, H, W]: each turned about, and of half of them a
     part, and half in other colours."""
-    n, (height, width), device = len(drawn), drawn.shape[-2:], drawn.device
-    rand = lambda *size: torch.rand(*size, generator=generator).to(device)
-    size = torch.where(rand(n, 1, 1) < .5, .7 + .3 * rand(n, 1, 1), torch.ones((), device=device))
-    axes = torch.where(rand(n, 2, 1) < .5, 1., -1.) * torch.eye(2, device=device)
-    axes = torch.where(rand(n, 1, 1) < .5, axes, axes.flip(1)) if height == width else axes
-    where = torch.cat([size * axes, (1 - size) * (2 * rand(n, 2, 1) - 1)], dim=2)                       # [n, 2, 3]
-    grid = F.affine_grid(where, [n, 1, height, width], align_corners=False)
-    sample = lambda x, mode: F.grid_sample(x.float(), grid, mode=mode, padding_mode="border", align_corners=False)
+    n, device, sample = len(drawn), drawn.device, about(drawn, generator)
     pictures, layer = sample(drawn[:, :3], "bilinear") / 255, sample(drawn[:, 3:], "nearest")[:, 0]
-    return torch.where(rand(n, 1, 1, 1) < .5, pictures, shades(n, generator, device)(pictures)), layer
+    own = torch.rand(n, 1, 1, 1, generator=generator).to(device) < .5
+    return torch.where(own, pictures, shades(n, generator, device)(pictures)), layer
 
 
 def asked(layer: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

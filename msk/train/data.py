@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..carry import carry
@@ -200,3 +201,16 @@ def shades(count: int, generator: torch.Generator, device) -> Callable[[Tensor],
         return torch.where(negative, 1 - x, x) * gain + lift
 
     return colour
+
+
+def about(pictures: Tensor, generator: torch.Generator) -> Callable[[Tensor, str], Tensor]:
+    """Turns pictures [n, C, H, W] about, each in its own way, and cuts a part out of half of them: sample(x, mode), float,
+    for any x of their size, so that what belongs together stays so."""
+    n, (height, width), device = len(pictures), pictures.shape[-2:], pictures.device
+    rand = lambda *size: torch.rand(*size, generator=generator).to(device)
+    size = torch.where(rand(n, 1, 1) < .5, .7 + .3 * rand(n, 1, 1), torch.ones((), device=device))
+    axes = torch.where(rand(n, 2, 1) < .5, 1., -1.) * torch.eye(2, device=device)
+    axes = torch.where(rand(n, 1, 1) < .5, axes, axes.flip(1)) if height == width else axes
+    where = torch.cat([size * axes, (1 - size) * (2 * rand(n, 2, 1) - 1)], dim=2)                       # [n, 2, 3]
+    grid = F.affine_grid(where, [n, 1, height, width], align_corners=False)
+    return lambda x, mode: F.grid_sample(x.float(), grid, mode=mode, padding_mode="border", align_corners=False)

@@ -1,4 +1,4 @@
-"""The six stages in order, from nothing to a kit: `msk train all --preset tiny --budget 60m`.
+"""The seven stages in order, from nothing to a kit: `msk train all --preset tiny --budget 60m`.
 
 Every stage reads what the stages before it left in the folder and leaves safetensors of its own, so any one can be done
 again alone. Checkpoints are written whole or not at all; Ctrl-C loses nothing, `resume` goes on.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..carry import carry
@@ -25,7 +25,7 @@ from ..cutter import Cutter
 from ..dit import DiT
 from ..finish import Finish
 from ..guidance import Condition
-from ..kit import LATE, Kit, best_device, best_dtype, fill, known, read_weights, save_weights, write_whole
+from ..kit import LATE, Kit, best_device, best_dtype, fill, known, late, read_weights, save_weights, write_whole
 from ..motion import TrackHead
 from ..sample import options, sample
 from ..text import TextEncoder
@@ -34,13 +34,14 @@ from ..world import HELD_OUT, World, grid_points
 from . import cutter as cutter_stage
 from . import dmd, ode
 from . import finish as finish_stage
+from . import plate as plate_stage
 from . import vae as vae_stage
 from .data import Batch, Pool
 from .loop import Budget, Checkpoint, Learner, Step, autocast, train
 from .teacher import Teacher, seek_ids, teacher_loss
 
-STAGES = ("vae", "teacher", "causal", "distill", "cutter", "finish")
-SHARE = {"vae": .23, "teacher": .38, "causal": .10, "distill": .14, "cutter": .07, "finish": .08}   # of the time of "all"
+STAGES = ("vae", "teacher", "causal", "distill", "cutter", "plate", "finish")
+SHARE = {"vae": .22, "teacher": .36, "causal": .10, "distill": .13, "cutter": .06, "plate": .06, "finish": .07}   # of "all"
 HURRIED = 0.5                   # of the VAE's clips: a world that moves calmly never shows it what a hand does
 EVENTFUL = 0.6                  # of the clips, once tracks are followed, have an event: what is left is what no track says
 LATENT_FRAMES = 12              # a training clip: four chunks, so that with one sink and one window chunk eviction happens
@@ -128,10 +129,14 @@ def load_teacher(preset: Preset, out: Path, device) -> Teacher:
     return models.eval().requires_grad_(False).to(device)
 
 
-def load_cutter(preset: Preset, out: Path, device) -> Cutter:
-    cutter = Cutter(preset.cutter).eval().requires_grad_(False)
-    fill(cutter, read_weights(out / "cutter.safetensors"), str(out / "cutter.safetensors"))
-    return cutter.to(device)
+def load_late(part: str, preset: Preset, out: Path, device) -> nn.Module | None:
+    """A part that models can do without, if it lies there."""
+    path = out / f"{part}.safetensors"
+    if not path.exists():
+        return None
+    module = late(preset)[part].eval().requires_grad_(False)
+    fill(module, read_weights(path), str(path))
+    return module.to(device)
 
 
 def load_dit(preset: Preset, path: Path, device) -> DiT:
@@ -335,12 +340,10 @@ def train_distill(preset: Preset, out: Path, budget: Budget, device, *, level: s
 def train_finish(preset: Preset, out: Path, budget: Budget, device, *, level: str = "calm", batch: int = 32,
                  lr: float = 2e-3, clips: int = 16, every: int = 10, init: Path | None = None) -> None:
     """The last touch, on the student's own clips: new ones all the time, one for `every` batches of crops."""
-    if not preset.finish:
-        raise ValueError(f"{preset.name} has no finish to be trained: leave this stage out")
     torch.manual_seed(4)
     models, student = load_teacher(preset, out, device), load_dit(preset, out / "student.safetensors", device)
-    cutter = load_cutter(preset, out, device) if (out / "cutter.safetensors").exists() else None
-    kit = Kit(student, models.track_head, load_vae(preset, out, device), models.text, preset, cutter=cutter)
+    held = {part: load_late(part, preset, out, device) for part in ("cutter", "plate")}
+    kit = Kit(student, models.track_head, load_vae(preset, out, device), models.text, preset, **held)
     kit = deepcopy(kit).eval().to(device, best_dtype(device))
     finish = Finish(preset.finish).to(device, memory_format=torch.channels_last)
     if init is not None and (init / "finish.safetensors").exists():
@@ -359,26 +362,39 @@ def train_finish(preset: Preset, out: Path, budget: Budget, device, *, level: st
 
 
 def train_cutter(preset: Preset, out: Path, budget: Budget, device, *, batch: int = 24, lr: float = 3e-3, fresh: int = 4,
-                 warm: int = 256, init: Path | None = None) -> None:
+                 init: Path | None = None) -> None:
     """What lies under a point, in pictures of scenes calm and wild."""
-    if not preset.cutter:
-        raise ValueError(f"{preset.name} has no cutter to be trained: leave this stage out")
+    height, width = Cutter(preset.cutter).size(preset.geometry.height, preset.geometry.width)
+    geometry = replace(preset.geometry, height=height, width=width)
+    see("cutter", preset, out, budget, device, lambda seed: cutter_stage.Store(geometry, seed=seed, device=device),
+        cutter_stage.cutter_loss, batch, lr, fresh, init)
+
+
+def train_plate(preset: Preset, out: Path, budget: Budget, device, *, batch: int = 16, lr: float = 2e-3, fresh: int = 4,
+                init: Path | None = None) -> None:
+    """What is beneath what moves, in the same pictures."""
+    see("plate", preset, out, budget, device, lambda seed: plate_stage.Store(preset.geometry, seed=seed, device=device),
+        plate_stage.plate_loss, batch, lr, fresh, init)
+
+
+def see(part: str, preset: Preset, out: Path, budget: Budget, device, open_store: Callable, loss_of: Callable, batch: int,
+        lr: float, fresh: int, init: Path | None, warm: int = 256) -> None:
+    """One of the two that look at pictures alone, from nothing or from a kit; open_store(seed): what it is taught from."""
     torch.manual_seed(5)
-    cutter = Cutter(preset.cutter).to(device, memory_format=torch.channels_last)
-    if init is not None and (init / "cutter.safetensors").exists():
-        fill(cutter, read_weights(init / "cutter.safetensors"), str(init / "cutter.safetensors"))
+    module = late(preset)[part].to(device, memory_format=torch.channels_last)
+    if init is not None and (init / f"{part}.safetensors").exists():
+        fill(module, read_weights(init / f"{part}.safetensors"), str(init / f"{part}.safetensors"))
         lr = lr / 4
-    learner = Learner(cutter, lr, ema=0.995, decay_from=0.4, muon=lambda name, p: p.ndim == 4, muon_lr=2 * lr)
-    checkpoint = Checkpoint(out / "cutter.ckpt", budget, cutter=learner)
+    learner = Learner(module, lr, ema=0.995, decay_from=0.4, muon=lambda name, p: p.ndim == 4, muon_lr=2 * lr)
+    checkpoint = Checkpoint(out / f"{part}.ckpt", budget, **{part: learner})
     checkpoint.resume()
-    height, width = cutter.size(preset.geometry.height, preset.geometry.width)
-    store = cutter_stage.Store(replace(preset.geometry, height=height, width=width), seed=47 + budget.done, device=device)
+    store = open_store(47 + budget.done)
     for _ in tqdm(range(0, warm if budget.progress < 1 else 0, 16), desc="drawing pictures", leave=False):
         store.grow(16)
-    run(out, "cutter", train(learner, lambda drawn: cutter_stage.cutter_loss(cutter, *drawn),
-                             store.batches(batch, fresh, seed=budget.done), budget, checkpoint))
-    cutter.load_state_dict(learner.averaged())
-    save_weights(cutter.state_dict(), out / "cutter.safetensors")
+    run(out, part, train(learner, lambda drawn: loss_of(module, *drawn), store.batches(batch, fresh, seed=budget.done),
+                         budget, checkpoint))
+    module.load_state_dict(learner.averaged())
+    save_weights(module.state_dict(), out / f"{part}.safetensors")
 
 
 @torch.no_grad()
@@ -444,10 +460,11 @@ def run(out: Path, title: str, steps: Iterator[Step], every: int = 20) -> None:
 
 # On a GPU the launches cost more than the arithmetic: larger batches, and a store that holds them.
 ON_GPU = {"vae": dict(batch=192), "teacher": dict(batch=256, warm_pool=4096, capacity=32768),
-          "causal": dict(clips=4096, batch=128), "distill": dict(batch=64), "cutter": dict(batch=96),
+          "causal": dict(clips=4096, batch=128), "distill": dict(batch=64),
+          "cutter": dict(batch=96), "plate": dict(batch=96),
           "finish": dict(batch=256, clips=256)}
 TRAINERS = {"vae": train_vae, "teacher": train_teacher, "causal": train_causal, "distill": train_distill,
-            "cutter": train_cutter, "finish": train_finish}
+            "cutter": train_cutter, "plate": train_plate, "finish": train_finish}
 READS = {"vae": (), "teacher": ("vae",), "causal": ("vae", "teacher", "track_head", "text"),
          "distill": ("vae", "teacher", "track_head", "text", "causal"),
          **dict.fromkeys(LATE, ("vae", "teacher", "track_head", "text", "student"))}
@@ -476,7 +493,9 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         raise ValueError(f"{preset.name} has no text encoder that could be trained here: use tiny or toy")
     out, device = Path(out), torch.device(device) if device is not None else best_device()
     stages = (stage,) if stage != "all" else STAGES if init is None else STAGES[1:]
-    stages = tuple(name for name in stages if stage != "all" or name not in LATE or getattr(preset, name))
+    if stage in LATE and not getattr(preset, stage):
+        raise ValueError(f"{preset.name} has no {stage} to be trained: leave this stage out")
+    stages = tuple(name for name in stages if name not in LATE or getattr(preset, name))
     begun = [name for name in stages if any(out.glob(f"{name}.ckpt"))
              or name == "causal" and any(out.glob("trajectories*.safetensors"))]         # perhaps of another teacher
     if begun and not resume:
@@ -497,7 +516,7 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
             continue
         done.unlink(missing_ok=True)
         seconds = budget * SHARE[name] / sum(SHARE[s] for s in stages)
-        options = {} if name in ("vae", "cutter") else {"level": level}
+        options = {} if name in ("vae", "cutter", "plate") else {"level": level}
         options |= ON_GPU[name] if device.type == "cuda" else {}
         options |= {"init": Path(init)} if init is not None and name in ("vae", "teacher", *LATE) else {}
         TRAINERS[name](preset, out, Budget(seconds=seconds), device, **options)
