@@ -277,7 +277,9 @@ def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: f
     seen = F.pad(seen, (0, 2))                                                                      # [T, N + 2]
     hub = (turn - turn[:, :, n + 1:]).square().sum(dim=0)[:, :n] > TWIST ** 2       # in the midst of what turns about it
     hub &= enclosed(places, strays[:, :n], reach)
-    lifted = ((strays | F.pad(hub, (0, 2))) & seen).any(dim=0)
+    left = (at < 0).any(dim=0) | (at[0] >= w) | (at[1] >= h)            # off the picture: hidden, but behind nothing
+    shows = seen | F.pad(placed, (0, 2)) & left
+    lifted = ((strays | F.pad(hub, (0, 2))) & shows).any(dim=0)
     turn[:, :, :n] = turned_back(at[..., :n].movedim(0, -1), places, placed, reach, lifted[:n]).movedim(-1, 0)
     below, cost_below, far_below = owned(picture, knows & ~lifted[:n])
     moving = lifted[whose] & ((cost <= reach) | (below == n))           # beyond an edge it may not be of what moves
@@ -307,7 +309,7 @@ def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: f
     covers = hides.flatten() > HIDES
     whose, which = torch.where(covers, whose, n), covers.nonzero()[:, 0] if xy.device.type == "cpu" else every
     here, _, there, far = come(which, *(z[which] for z in (whose, cost, far)), torch.full_like(kind, SEEN),
-                               torch.where(seen & lifted, foot, -1))                                # others cover nothing
+                               torch.where(shows & lifted, foot, -1))                               # others cover nothing
     front = sampled(torch.cat([picture - (1 - hides) * plate, hides]), there) * here[:, None]
     return front[:, :-1] + (1 - front[:, -1:]) * ground[:, :-1], torch.lerp(ground[:, -1], 1 - far, front[:, -1])
 

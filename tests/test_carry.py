@@ -174,13 +174,15 @@ def plain_warp(tracks, picture, reach):
             return [k if away < 1 else n for k, away in zip(whose.tolist(), far)], cost.tolist(), far
 
         whose, cost, _ = owned(knows)
-        ways, lifted = [], torch.zeros(n + 2, dtype=torch.bool)
+        ways, shows, lifted = [], [], torch.zeros(n + 2, dtype=torch.bool)
         for f in range(t):
             now = [*((tracks.xy[i, f] - began).round().int().tolist()), [0, 0]]
             ground = [sorted(now[k][axis] for k in whose)[(len(whose) - 1) // 2] for axis in (0, 1)]
             apart = [sum((p - q) ** 2 for p, q in zip(way, ground)) ** .5 for way in now]
             level = max(3, 3 * sorted(apart[k] for k in whose)[(len(whose) - 1) // 2])
-            lifted[:n] |= torch.tensor([away > level for away in apart[:n]]) & tracks.visible[i, f] & knows
+            left = ((tracks.xy[i, f] < 0) | (tracks.xy[i, f] >= torch.tensor([48, 32]))).any(dim=-1)
+            lifted[:n] |= torch.tensor([away > level for away in apart[:n]]) & (tracks.visible[i, f] | left) & knows
+            shows.append(tracks.visible[i, f] | left)
             ways.append([*now, ground])
         of_ground, of_front = (owned(knows & which) for which in (~lifted[:n], lifted[:n]))
         moving = torch.tensor([bool(lifted[k]) and (c <= reach or other == n)
@@ -196,7 +198,7 @@ def plain_warp(tracks, picture, reach):
                 if inside(*place):
                     come.setdefault(place, []).append((kind, min(1, of_ground[1][m] / (4 * reach)), m))
                 k = of_front[0][m]
-                if moving[m] and k < n and tracks.visible[i, f, k]:
+                if moving[m] and k < n and shows[f][k]:
                     place = y + ways[f][k][1], x + ways[f][k][0]
                     if inside(*place):
                         above.setdefault(place, []).append((SEEN, min(1, of_front[1][m] / (4 * reach)), m))
@@ -418,6 +420,17 @@ def test_what_is_known_to_be_beneath_is_seen_once_it_is_uncovered_and_a_shadow_g
     frames, near = warp(led(0., 14.), laid(14)[None], REACH, lambda pictures, moving: (ground[None], hides(14)[None]))
     close(frames[0, 1], laid(28), atol=2e-3)
     assert 0 < near[0, 1, 16, 14] <= .25 < near[0, 1, 16, 28]
+
+
+def test_what_is_left_of_a_thing_at_the_border_is_whole(close):
+    """Its points beyond are hidden, as they are off the picture; nothing covers what they own on this side."""
+    ground = waves()
+    tracks = led(0., 34.)
+    tracks.visible[0, 1, :5] = tracks.xy[0, 1, :5, 0] < 48
+    assert tracks.visible[0, 1, :5].any() and not tracks.visible[0, 1, :5].all()
+    truth = with_disc(48, 16, ground)
+    frames, _ = warp(tracks, with_disc(14, 16, ground)[None], REACH)
+    assert (frames[0, 1] - truth).abs().amax(dim=0)[disc(48, 16)[0] == 1].max() < .1
 
 
 def test_a_hub_goes_with_what_turns_about_it():
