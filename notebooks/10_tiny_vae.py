@@ -259,12 +259,16 @@ viz.grid([viz.strip(frames[0, 8::12], zoom=2) for frames in shown.values()], lis
 
 # %% [markdown]
 # The turtle has its shell back, and the kite it passes before stays; a foot stays behind, too, which the cut has missed.
-# What it uncovers is a smooth patch: nobody knows what was there. Look at the numbers: the moved picture alone comes about
-# as near to the truth.
-# But it knows nothing of light and weather; the finish has to serve where these count as well.  Train one  The paper keeps
-# Wan's encoder as it is and trains a small decoder on its latents, from nothing (App. A: 200,000 steps of 16 crops of 144
-# x 144 pixels and 21 frames). So do we, for a quarter of a minute: the shipped encoder, frozen; a new decoder; crops of 32
-# x 32 pixels and 5 frames, drawn once.
+# What it uncovers, and that its shadow goes along, the moved picture knows (notebook 02). Look at the numbers: it alone
+# comes about as near to the truth. But it knows nothing of light and weather; the finish has to serve where these count as
+# well.
+
+# %% [markdown]
+# ## Train one
+#
+# The paper keeps Wan's encoder as it is and trains a small decoder on its latents, from nothing (App. A: 200,000 steps of
+# 16 crops of 144 x 144 pixels and 21 frames). So do we, for a quarter of a minute: the shipped encoder, frozen; a new
+# decoder; crops of 32 x 32 pixels and 5 frames, drawn once.
 
 # %%
 from msk.train import lesson
