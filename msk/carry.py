@@ -275,8 +275,9 @@ def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: f
     area = torch.zeros_like(began[0]).scatter_add_(0, whose, torch.ones_like(cost))
     at[:, :, n + 1:], turn[:, :, n + 1:], strays = most_of(began[:, None], at, turn, area)
     seen = F.pad(seen, (0, 2))                                                                      # [T, N + 2]
-    hub = (turn - turn[:, :, n + 1:]).square().sum(dim=0)[:, :n] > TWIST ** 2       # in the midst of what turns about it
-    hub &= enclosed(places, strays[:, :n], reach)
+    hub = (turn - turn[:, :, n + 1:]).square().sum(dim=0)[:, :n] > TWIST ** 2
+    if not empty(hub):
+        hub &= enclosed(places, strays[:, :n], reach)                   # in the midst of what turns about it
     left = (at < 0).any(dim=0) | (at[0] >= w) | (at[1] >= h)            # off the picture: hidden, but behind nothing
     shows = seen | F.pad(placed, (0, 2)) & left
     lifted = ((strays | F.pad(hub, (0, 2))) & shows).any(dim=0)
