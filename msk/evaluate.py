@@ -131,7 +131,7 @@ def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | No
     length = kit.geometry.latent_frames(frames)
     chunks = next(i for i in range(1, length + 1) if config.span(i)[0] >= length)
     tracks = _until(tracks, kit.geometry.pixel_frames(config.span(chunks)[0]))
-    moved = kit.moved(tracks, first) if moved is None else moved
+    moved = _moved(kit, tracks, first, chunks) if moved is None else moved
     cond = kit.condition(captions, tracks, first, moved)
     roll, made, past = Roll(kit.dit, kit.dit.read(cond.text, cond.clip), config), [], None
     for now in (slice(*config.span(i)) for i in range(chunks)):
@@ -142,6 +142,16 @@ def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | No
         done = sum(part.shape[1] for part in made)
         made.append(kit.finished(pixels, moved[:, done:done + pixels.shape[1]] if moved is not None else None, captions))
     return torch.cat(made, dim=1)[:, :frames].float()
+
+
+def _moved(kit: Kit, tracks: Tracks | None, first: Tensor, chunks: int) -> Tensor | None:
+    """`Kit.moved` of the tracks over so many chunks, one by one: what moves in a later one is not lifted yet."""
+    if tracks is None or not tracks.visible.any():
+        return None
+    told = replace(tracks, origin=tracks.origins())
+    spans = [kit.geometry.span(start, stop - start) for start, stop in map(kit.preset.stream.span, range(chunks))]
+    parts = [kit.moved(told.frames(*span), first, shown=True) for span in spans]
+    return torch.cat(parts, dim=1) if parts[0] is not None else None
 
 
 @torch.no_grad()
@@ -202,8 +212,8 @@ def _until(tracks: Tracks | None, frames: int) -> Tracks | None:
     if tracks is None or tracks.xy.shape[1] >= frames:
         return tracks
     more = frames - tracks.xy.shape[1]
-    return Tracks(torch.cat([tracks.xy, tracks.xy[:, -1:].expand(-1, more, -1, -1)], dim=1),
-                  F.pad(tracks.visible, (0, 0, 0, more)), tracks.ids)
+    return replace(tracks, xy=torch.cat([tracks.xy, tracks.xy[:, -1:].expand(-1, more, -1, -1)], dim=1),
+                   visible=F.pad(tracks.visible, (0, 0, 0, more)))
 
 
 # --- the suite ------------------------------------------------------------------------------------------------------
