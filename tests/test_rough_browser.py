@@ -303,7 +303,7 @@ def hub(tmp_path, monkeypatch):
 
     import msk
     kit, commit, go = msk.Kit.random("toy").save(tmp_path / "kit"), "c" * 40, threading.Event()
-    for small in ("cutter", "finish"):                  # so that a large one comes first, and is half there for long
+    for small in ("cutter", "finish", "plate"):         # so that a large one comes first, and is half there for long
         (kit / f"{small}.safetensors").unlink()
     files = {path.relative_to(kit).as_posix(): path.read_bytes() for path in sorted(Path(kit).rglob("*")) if path.is_file()}
 
