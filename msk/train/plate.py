@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..carry import around, widened
+from ..carry import HIDES, around, widened
 from ..config import Geometry
 from ..plate import Plate
 from ..world import Scene, World
@@ -95,11 +95,11 @@ def plate_loss(plate: Plate, pictures: Tensor, moving: Tensor, grounds: Tensor, 
     """How far off plate and opacity are, and what moves where it is laid on another ground; all near to what moves, and the
     plate most where something hides it. Logs: PSNR of the plate there, and of what moves on the other ground."""
     made, hides = plate(pictures, moving)
-    near = widened((opacity > .02) | moving, 4).float()
+    near = widened((opacity > HIDES) | moving, 4).float()
     mean = lambda x, weight=near: (x * weight).sum() / (x.shape[1] * weight.sum()).clamp_min(1)
     elsewhere = grounds.roll(1, dims=0)
     laid = (1 - hides) * (elsewhere - made) - (1 - opacity) * (elsewhere - grounds)
-    hidden = near * (opacity > .02)
+    hidden = near * (opacity > HIDES)
     edges = sum((a - b).abs().sum() for a, b in zip(slopes(made)[:2], slopes(grounds)[:2])) / (3 * near.sum())
     loss = mean((made - grounds).abs()) + 2 * mean((made - grounds).abs(), hidden) + 2 * mean(laid.abs()) \
         + mean((hides - opacity).abs()) + edges
