@@ -44,7 +44,7 @@ class Hits:
 
 def overlap(mask: np.ndarray | None, truth: np.ndarray) -> float:
     """Intersection over union; 0 where nothing was found."""
-    return 0. if mask is None else float((mask & truth).sum() / max(1, (mask | truth).sum()))
+    return 0. if mask is None else grip.overlap(mask, truth)
 
 
 def middle(mask: np.ndarray) -> complex:
@@ -121,8 +121,8 @@ def lit(frame: Tensor, mask: np.ndarray | None) -> Tensor:
 
 def touched(frame: Tensor, place: complex) -> Tensor:
     """A frame with a red spot where it was touched."""
-    (y, x), reach, frame = (int(place.imag), int(place.real)), max(1, frame.shape[-1] // 64), frame.clone()
-    spot = frame[:, max(0, y - reach):y + reach + 1, max(0, x - reach):x + reach + 1]
+    frame = frame.clone()
+    spot = frame[:, *grip.spot(place, frame.shape[1:], max(1, frame.shape[-1] // 64))]
     spot[0], spot[1:] = 1, 0
     return frame
 

@@ -59,11 +59,11 @@ class Cutter(UNet):
         return F.pixel_shuffle(x.unflatten(-1, (h, w)), 2)[:, :, 0]
 
     @torch.no_grad()
-    def likely(self, picture: np.ndarray, place: complex, more: int = 7) -> np.ndarray:
+    def likely(self, picture: np.ndarray, place: complex, more: int = 15) -> np.ndarray:
         """How likely each pixel of a picture [H, W, 3] uint8 is of the thing at `place`: [H, W] in [0, 1].
 
-        The picture is looked at as it is and in its mirrors; then so many more places of what is found are asked about, and
-        all answers count alike. What one place misses another may know.
+        The picture is looked at as it is and in its mirrors; then so many more places of what is found are asked about: what
+        one place misses another may know. An answer counts by the square of its overlap with the first one.
         """
         (h, w), device = picture.shape[:2], self.first.weight.device
         seen = torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)[None] / 255
@@ -85,7 +85,10 @@ class Cutter(UNet):
         if more and len(inside):
             each = torch.linspace(0, len(inside) - 1, more, device=device).round().long()
             found = torch.cat([found, answers(inside[each])])
-        likely = found.sigmoid().mean(dim=0)
+        each = found.sigmoid()
+        least, most = (z.sum(dim=(1, 2)) for z in (torch.minimum(each, each[:1]), torch.maximum(each, each[:1])))
+        weight = (least / most).square()[:, None, None]
+        likely = (weight * each).sum(dim=0) / weight.sum()
         if small != [h, w]:
             likely = F.interpolate(likely[None, None], size=(h, w), mode="bilinear")[0, 0]
         return likely.cpu().numpy()

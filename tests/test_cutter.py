@@ -87,7 +87,10 @@ def test_a_picture_is_asked_in_its_mirrors_and_at_more_places_of_what_was_found(
     close(torch.from_numpy(cutter.likely(picture, 61 + 35j, more=0)), first[0].sigmoid(), atol=1e-5)
     y, x = (first[0] > 0).nonzero()[[0, -1]].unbind(dim=1)
     others = asked_in_mirrors(cutter, frame, torch.stack([x, y], dim=1) + .5)
-    want = torch.cat([first, others]).sigmoid().mean(dim=0)
+    answers = torch.cat([first, others]).sigmoid()
+    weights = [float(torch.minimum(a, answers[0]).sum() / torch.maximum(a, answers[0]).sum()) ** 2 for a in answers]
+    want = sum(w * a for w, a in zip(weights, answers)) / sum(weights)
+    assert weights[0] == 1 and max(weights[1:]) < .99, "who says otherwise counts less"
     close(torch.from_numpy(cutter.likely(picture, 61 + 35j, more=2)), want, atol=1e-5)
 
 
@@ -216,6 +219,23 @@ def test_where_it_is_sure_it_is_believed_and_else_colours_decide():
     beside = np.where(np.arange(box.shape[1]) > 60, .97, 0.) * np.ones(box.shape)       # sure, but of something else
     for answer in (unsure, beside, 0 * box):
         assert np.array_equal(grip.cut(picture, ball, Says(answer)), grip.by_colours(picture, ball))
+
+
+def test_where_it_is_unsure_colours_draw_the_line():
+    pytest.importorskip("cv2")
+    picture, ball = np.asarray(exact.picture()), complex(*exact.BALL_AT)
+    y, x = np.mgrid[:picture.shape[0], :picture.shape[1]]
+    away = np.abs(x + 1j * y - ball)
+    likely = np.select([away < exact.RADIUS - 3, away < exact.RADIUS + 3], [.97, .55], 0.)    # it might be a bit larger
+    mask = grip.cut(picture, ball, Says(likely.astype(np.float32)))
+    assert grip.overlap(mask, away <= exact.RADIUS) > .9 > grip.overlap(likely > .5, away <= exact.RADIUS) + .2
+
+
+def test_a_touch_a_pixel_beside_a_thing_is_of_it():
+    pytest.importorskip("cv2")
+    picture, box = np.asarray(exact.picture()), np.zeros((96, 96), np.float32)
+    box[60:80, 60:80] = .97
+    assert grip.cut(picture, 59.5 + 70j, Says(box)).sum() >= 400 and grip.cut(picture, 58.5 + 70j, Says(box)) is None
 
 
 def test_it_travels_with_its_kit_and_a_kit_without_one_goes_by_colours(tmp_path, close):

@@ -99,6 +99,17 @@ def test_a_thread_has_points_all_along_it():
     assert np.diff([41, *on_thread, 80]).max() < 2.5 * grip.APART * 96
 
 
+def test_what_a_nearer_thing_has_cut_in_two_is_one_and_what_lies_farther_apart_is_not():
+    mask = np.zeros((96, 96), bool)
+    mask[20:60, 20:40], mask[20:60, 43:60], mask[20:60, 66:80] = True, True, True       # gaps of three and six pixels
+    thing = grip.Thing.at(np.zeros((96, 96, 3), np.uint8), 30 + 30j, 8, cut=lambda *_: mask)
+    assert np.array_equal(thing.mask, mask & (np.arange(96) < 60)) and len(thing.outlines()) == 2
+    assert all(thing.covers(thing.origins, wide=False)) and max(thing.origins.real) > 43
+    thing.lead([30 + 30j], [34 + 31j])
+    middles = np.array([line.mean() for line in thing.outlines()])
+    assert np.allclose(sorted(middles.real), [34, 55.5], atol=1) and np.allclose(middles.imag, 41, atol=1)
+
+
 def test_some_points_say_where_a_thing_ends_from_within_and_some_from_outside():
     thing, side = ball(), min(PICTURE.shape[:2])
     within, beside = np.abs(thing.origins - BALL), np.abs(thing.beside.origins - BALL)

@@ -753,8 +753,8 @@ class Session:
 
     def _outlines(self) -> list[list[list[float]]]:
         """What the points have taken hold of, as it lies now."""
-        return [[[round(v, 4) for v in self._share(complex(z))] for z in thing.outline()] for thing in self.hold.things
-                if any(p.thing is thing for p in self.points.values())]
+        return [[[round(v, 4) for v in self._share(complex(z))] for z in line] for thing in self.hold.things
+                if any(p.thing is thing for p in self.points.values()) for line in thing.outlines()]
 
     def _marks(self) -> list[Mark]:
         return [Mark(p.id, p.kind, *self._share(p.follower.at)) for p in self.points.values()]
