@@ -29,8 +29,8 @@ UNSURE = 0.2, 0.8    # what is so likely of it may be of it or not, by its colou
 GAP = 0.02           # of the shorter side: twice as far apart lie parts of a thing that a nearer one has cut in two
 LOOKED_AT = 160      # pixels of the shorter side of what is looked at
 SHARE = 0.004, 0.3   # of the picture: what is hardly more than the point is ground, and by colours what is larger, too
-HALO = 0.024         # of the shorter side: what is so near to a thing is neither the thing nor the rest
-WITHIN, BESIDE = 0.008, 0.055   # of it: so far inside its outline, and outside, points say where it ends,
+HALO = 0.008         # of the shorter side: what is so near to a thing is neither the thing nor the rest
+WITHIN, BESIDE = 0.008, 0.016   # of it: so far inside its outline, and outside, points say where it ends,
 APART = 0.047        # and stand so far apart
 MOST = 64            # points all over one thing, or thereabouts; those along its rim come on top
 REST = 8             # columns and rows of points that hold the rest
@@ -197,7 +197,8 @@ class Thing:
         if mask.mean() <= SHARE[0]:
             return None
         side = min(mask.shape)
-        within, beyond = (max(1, round(far * side)) for far in (WITHIN, BESIDE))
+        halo, within, beyond = (max(1, round(far * side)) for far in (HALO, WITHIN, BESIDE))
+        beyond = max(beyond, halo + 1)
         core = _grown(mask, -within)
         rim = outline(core) | mask & ~_grown(core, within)                          # and what is as thin as a thread
         origins = np.concatenate([spread(mask, max(spacing, (mask.sum() / MOST) ** 0.5)), thinned(rim, APART * side)])
