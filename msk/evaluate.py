@@ -121,20 +121,13 @@ class Row:
 # --- what makes the videos ------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | None, frames: int, seed: int,
-               moved: Tensor | None = None) -> Tensor:
-    """A batch of clips streamed chunk by chunk, as `Stream` plays them. first [B, 3, H, W] -> frames [B, T, 3, H, W].
-
-    moved: `Kit.moved` of the tracks over whole chunks, if it is known already.
-    """
+def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | None, frames: int, seed: int) -> Tensor:
+    """A batch of clips streamed chunk by chunk, as `Stream` plays them. first [B, 3, H, W] -> frames [B, T, 3, H, W]."""
     config, generator = kit.preset.stream, torch.Generator().manual_seed(seed)
-    length = kit.geometry.latent_frames(frames)
-    chunks = next(i for i in range(1, length + 1) if config.span(i)[0] >= length)
-    tracks = _until(tracks, kit.geometry.pixel_frames(config.span(chunks)[0]))
-    moved = _moved(kit, tracks, first, chunks) if moved is None else moved
+    tracks, moved = by_chunks(kit, tracks, first, frames)
     cond = kit.condition(captions, tracks, first, moved)
     roll, made, past = Roll(kit.dit, kit.dit.read(cond.text, cond.clip), config), [], None
-    for now in (slice(*config.span(i)) for i in range(chunks)):
+    for now in (slice(*span) for span in _chunks(kit, frames)):
         motion = cond.motion[:, now] if cond.motion is not None else None
         x0 = roll.next(_noise(kit, len(captions), now.stop - now.start, generator), motion,
                        given(kit.dit, cond.image, now), generator=generator)
@@ -144,14 +137,25 @@ def by_student(kit: Kit, captions: list[str], first: Tensor, tracks: Tracks | No
     return torch.cat(made, dim=1)[:, :frames].float()
 
 
-def _moved(kit: Kit, tracks: Tracks | None, first: Tensor, chunks: int) -> Tensor | None:
-    """`Kit.moved` of the tracks over so many chunks, one by one: what moves in a later one is not lifted yet."""
-    if tracks is None or not tracks.visible.any():
-        return None
+def _chunks(kit: Kit, frames: int) -> list[tuple[int, int]]:
+    """Latent frames [from, to) of each chunk, until there are so many pixel frames."""
+    found = []
+    while not found or found[-1][1] < kit.geometry.latent_frames(frames):
+        found.append(kit.preset.stream.span(len(found)))
+    return found
+
+
+def by_chunks(kit: Kit, tracks: Tracks | None, first: Tensor, frames: int) -> tuple[Tracks | None, Tensor | None]:
+    """Tracks over whole chunks, and `Kit.moved` of them, chunk by chunk: what moves in a later one is not lifted yet."""
+    if tracks is None:
+        return None, None
+    chunks = _chunks(kit, frames)
+    tracks = _until(tracks, kit.geometry.pixel_frames(chunks[-1][1]))
+    if not tracks.visible.any():
+        return tracks, None
     told = replace(tracks, origin=tracks.origins())
-    spans = [kit.geometry.span(start, stop - start) for start, stop in map(kit.preset.stream.span, range(chunks))]
-    parts = [kit.moved(told.frames(*span), first, shown=True) for span in spans]
-    return torch.cat(parts, dim=1) if parts[0] is not None else None
+    parts = [kit.moved(told.frames(*kit.geometry.span(start, stop - start)), first, shown=True) for start, stop in chunks]
+    return tracks, torch.cat(parts, dim=1) if parts[0] is not None else None
 
 
 @torch.no_grad()
@@ -207,11 +211,9 @@ def _noise(kit: Kit, batch: int, length: int, generator: torch.Generator) -> Ten
     return draw(torch.empty(batch, length, channels, h, w, device=kit.device), generator)
 
 
-def _until(tracks: Tracks | None, frames: int) -> Tracks | None:
+def _until(tracks: Tracks, frames: int) -> Tracks:
     """Tracks over more frames than they were given for: they end there and say nothing afterwards."""
-    if tracks is None or tracks.xy.shape[1] >= frames:
-        return tracks
-    more = frames - tracks.xy.shape[1]
+    more = max(0, frames - tracks.xy.shape[1])
     return replace(tracks, xy=torch.cat([tracks.xy, tracks.xy[:, -1:].expand(-1, more, -1, -1)], dim=1),
                    visible=F.pad(tracks.visible, (0, 0, 0, more)))
 

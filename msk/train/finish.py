@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import grip, hands
-from ..evaluate import by_student
+from ..evaluate import by_chunks, by_student
 from ..finish import Finish
 from ..kit import Kit
 from ..motion import draw_ids
@@ -39,17 +39,17 @@ def played(kit: Kit, world: World, seed: int, frames: int = 45) -> Tensor:
         told = drawn(replace(tracks, origin=tracks.origins()), layer, born, generator, dense=.6, none=0.)
         truth, captions, clear = clip.frames, clip.captions, bool(clip.scene.clear.all())
     truth, told = truth.to(kit.device), told.to(kit.device)
-    moved = kit.moved(told, truth[:, 0])
+    moved = by_chunks(kit, told, truth[:, 0], frames)[1]
     if moved is None or not clear:                      # nothing to learn from: all is hidden, or its specks are elsewhere
         return played(kit, world, (seed + 1) % HELD_OUT, frames)
-    made = by_student(replace(kit, finish=None), captions, truth[:, 0], told, frames, seed, moved)
-    return (torch.cat([made, moved, truth], dim=2)[0] * 255).round().byte()
+    made = by_student(replace(kit, finish=None), captions, truth[:, 0], told, frames, seed)
+    return (torch.cat([made, moved[:, :frames], truth], dim=2)[0] * 255).round().byte()
 
 
 class Store:
     """Frames of such clips, some of each, kept until newer ones want their place."""
 
-    def __init__(self, kit: Kit, level: str, capacity: int = 1500, each: int = 10, seed: int = 0):
+    def __init__(self, kit: Kit, level: str, capacity: int = 1000, each: int = 15, seed: int = 0):
         self.kit, self.world, self.each, self.seed, self.made = kit, World(kit.geometry, level), each, seed, 0
         shape = (capacity * each, 10, kit.geometry.height, kit.geometry.width)
         self.frames = torch.empty(shape, dtype=torch.uint8, device=kit.device)

@@ -338,7 +338,7 @@ def train_distill(preset: Preset, out: Path, budget: Budget, device, *, level: s
 
 
 def train_finish(preset: Preset, out: Path, budget: Budget, device, *, level: str = "calm", batch: int = 32,
-                 lr: float = 2e-3, clips: int = 16, every: int = 10, init: Path | None = None) -> None:
+                 lr: float = 2e-3, clips: int = 16, every: int = 25, init: Path | None = None) -> None:
     """The last touch, on the student's own clips: new ones all the time, one for `every` batches of crops."""
     torch.manual_seed(4)
     models, student = load_teacher(preset, out, device), load_dit(preset, out / "student.safetensors", device)
