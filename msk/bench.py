@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import statistics
 import sys
 from dataclasses import replace
@@ -160,6 +161,9 @@ def opened(model: str | Kit, random_weights: bool, device, seed: int, role: str 
     stream = lambda preset: preset if clean is None else replace(preset, stream=replace(preset.stream, clean=clean))
     if isinstance(model, Kit) or not random_weights:
         kit = model if isinstance(model, Kit) else load(model, role, device)
+        if os.environ.get("MSK_OFFLOAD", "").strip("0") and not waiting(kit):
+            raise ValueError(f"{kit.name} is small, and none of its blocks waits in the CPU's memory: leave out --offload, "
+                             "and unset MSK_OFFLOAD")
         return replace(kit, preset=stream(kit.preset)), None
     preset, device = known(model), device_of(device)
     if device.type == "cpu" and preset.text is None:

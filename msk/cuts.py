@@ -18,7 +18,7 @@ from .kit import Kit, load
 from .viz import grid, strip
 from .world import HELD_OUT, World
 
-LEAST = .004        # of the picture: what shows less is not touched
+LEAST = grip.SHARE[0]               # of the picture: what shows less is not touched
 RIGHT, LOST = .9, .5    # overlaps above which a thing counts as cut out whole, and below which as missed
 SHOWN = 8           # things on the film strip
 

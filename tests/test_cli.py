@@ -322,10 +322,11 @@ def test_a_teacher_takes_other_steps_and_another_solver(toy, tmp_path, monkeypat
         evaluate.run("world", toy.kit, 1, roles=("student",), steps=3)
 
 
-def test_blocks_that_wait_are_asked_for(monkeypatch, capsys):
+def test_blocks_that_wait_are_asked_for(monkeypatch, capsys, toy):
     monkeypatch.setenv("MSK_OFFLOAD", "")
     words = "bench", "--model", "wan2.2-5b", "--random-weights", "--device", "cpu", "--offload"
     assert "MSK_OFFLOAD=31: use 0: there are 2 blocks" in refused(capsys, *words, 31)           # of the toy's two
+    assert "leave out --offload" in refused(capsys, "bench", "--model", toy.kit, "--device", "cpu", "--offload", 3)
 
 
 def test_debug_shows_where(monkeypatch):

@@ -102,3 +102,12 @@ def test_every_row_is_a_command_that_is_understood():
     for words, _ in rows.ROWS.values():
         assert build_parser().parse_args(["bench", *words, "--random-weights"]).model in ("wan2.1-1.3b", "wan2.2-5b",
                                                                                          "wantrack-1.3b")
+
+
+def test_each_row_says_itself_how_many_blocks_wait(monkeypatch):
+    seen = []
+    monkeypatch.setenv("MSK_OFFLOAD", "12")
+    monkeypatch.setattr(rows.subprocess, "run", lambda *words, env, **more: seen.append(env) or SimpleNamespace(
+        returncode=1, stderr="as it should"))
+    assert rows.one(["--model", "tiny"], 1) == {"error": "as it should"}
+    assert "MSK_OFFLOAD" not in seen[0] and seen[0]["PATH"]

@@ -163,6 +163,8 @@ def test_clips_with_specks_in_the_air_can_be_left_out(kit):
     for batch in (some, clear):
         for prompt, is_clear in zip(batch.prompts, batch.clear.tolist()):
             assert not prompt or is_clear != any(word in prompt for word in ("snow", "rain", "bubbles", "fireflies"))
+    pool.clear[:] = False
+    assert not pool.draw(4, 2, g, clear=True).clear.any(), "where it snows in all, some of these"
 
 
 # --- the stages --------------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ..config import Geometry
 from ..cutter import Cutter
+from ..grip import SHARE
 from ..world import World
 from .data import about, shades
 
 GROUND = .15        # share of points on the ground, where there is no thing
-LEAST = .004        # of the picture: what shows less is not asked for
+LEAST = SHARE[0]    # of the picture: what shows less is not asked for
 POINTS = 8          # asked of each picture
 
 

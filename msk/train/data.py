@@ -107,8 +107,8 @@ class Pool:
         self.size = min(self.capacity, self.size + count)
 
     def draw(self, count: int, latent_frames: int, generator: torch.Generator, clear: bool = False, **drawing) -> Batch:
-        """clear: only clips without specks in the air, which can be told from what is given but for chance."""
-        among = self.clear[:self.size].nonzero()[:, 0] if clear else torch.arange(self.size)
+        """clear: only clips without specks in the air, if there are any, as these can be told from what is given."""
+        among = (self.clear[:self.size] | (not clear) | ~self.clear[:self.size].any()).nonzero()[:, 0]
         at = among[torch.randint(len(among), (count,), generator=generator)]
         where = at.to(self.device)
         frames = self.preset.geometry.pixel_frames(latent_frames)
