@@ -2,107 +2,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Geometry
+from .fill import from_afar, widened
 from .host import Memo, empty
 from .tracks import Tracks
+from .ways import Ways, pick
 
 EDGE = 20.                  # pixels of way that a step from 0 to 1 in one colour counts as
 FOOT = 0.75                 # a pixel covers what is so near to where it went, in x and y (0.71, if turned by 45 degrees)
 RIM = 2                     # pixels about a hole that are of what has left it, half or in shadow
-LEVEL = 3.                  # pixels from where the ground would be: still ground, and so are three times its middle error
-TWIST = 0.1                 # a hub turns or grows by so much otherwise than the ground
 AT_ONCE = 48                # frames
 SEEN, NOBODYS, HIDDEN = 1, 2, 3               # what has come to the same place: the first covers the others
 HIDES = .02                 # what hides less of the ground is not lifted off it
-
-
-def apart(a: Tensor, b: Tensor) -> Tensor:
-    """Distances between points, [..., M, 2] and [..., N, 2] -> [..., M, N]: each by itself, as torch's shortcut for many (by
-    products) loses digits where coordinates are large, and most of them in TF32."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def times(a: Tensor, d: Tensor, dim: int = -1) -> Tensor:
-    """Ways d, x and y along `dim`, turned by the angle of a and so many times as long as a is: a complex product."""
-    (p, q), (x, y) = a.unbind(dim), d.unbind(dim)
-    return torch.stack([p * x - q * y, p * y + q * x], dim)
-
-
-def turned_back(xy: Tensor, began: Tensor, known: Tensor, reach: float, layer: Tensor | None = None, count: int = 8,
-                alike: float = 0.2) -> Tensor:
-    """a [T, N, 2], for `times`: what is at xy + d now, about a track, was at began + a d; (1, 0) if nothing turned or grew.
-
-    xy [T, N, 2], where `known` [T, N]; began [N, 2]; all in pixels. Of its `count` nearest neighbours, those at most half as
-    far again as the first (which counts as half a `reach` away at least, and a whole one at most), each gives an a of its
-    own, and the most that are alike are believed: those that went with it, as across an edge no two are alike but by
-    chance. If they are fewer than three, none is. Nothing is believed to be less than a fifth or more than thrice its size.
-    layer [N]: where it is known, those of its own alone are heard.
-    """
-    count, none = min(count, len(began) - 1), 1 - torch.arange(2., device=xy.device)        # made there: nobody waits for it
-    if count < 3:
-        return none.expand_as(xy)
-    away = apart(began, began).fill_diagonal_(torch.inf)
-    if layer is not None:
-        away = away.masked_fill(layer != layer[:, None], torch.inf)
-    away, near = away.topk(count, largest=False)                                                    # [N, K]
-    heard = known[:, near] & known[..., None] & (away < 1.5 * away[:, :1].clamp(reach / 2, reach))  # [T, N, K]
-    now, then = xy[:, near] - xy[:, :, None], began[near] - began[:, None]                          # [T, N, K, 2], [N, K, 2]
-    mirror = 2 * none - 1                                                                   # (1, -1)
-    square = then.square().sum(dim=-1, keepdim=True).clamp_min(1)
-    each = times(then * mirror, now) / square                                               # now / then: it does not go to 0
-    gap = (each[:, :, None] - each[:, :, :, None]).square().sum(dim=-1)                             # [T, N, K, K]
-    same = (gap < alike ** 2) & heard[:, :, None] & heard[..., None]
-    votes, best = same.sum(dim=-1).max(dim=-1)                                                          # [T, N]
-    same = same.gather(2, best[..., None, None].expand(-1, -1, 1, count))[:, :, 0, :, None]            # [T, N, K, 1]
-    mean = (same * square * each).sum(dim=2) / (same * square).sum(dim=2).clamp_min(1)
-    size = mean.square().sum(dim=-1, keepdim=True).sqrt()
-    return torch.where((votes >= 3)[..., None], mean * mirror / (size.clamp_min(1e-3) * size.clamp(0.2, 3)), none)
-
-
-def fill_in(x: Tensor, known: Tensor) -> Tensor:
-    """x [T, C, h, w] where `known` [T, 1, h, w] bool; elsewhere what is known around it, from ever farther away.
-
-    Whether there is anything to fill is not asked: a GPU would have to be waited for.
-    """
-    if max(x.shape[-2:]) == 1:
-        return x * known
-    share = F.avg_pool2d(known.float(), 2, ceil_mode=True)
-    coarse = F.avg_pool2d(x * known, 2, ceil_mode=True) / share.clamp_min(1e-6)
-    around = F.interpolate(fill_in(coarse, share > 0), size=x.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.where(known, x, around)
-
-
-def from_afar(x: Tensor, good: Tensor) -> Tensor:
-    """x [T, C, H, W] as smooth as means of 4x4 pixels, made of what is `good` [T, 1, H, W] bool in it (`fill_in`)."""
-    mean, share = (F.avg_pool2d(z, 4, ceil_mode=True) for z in (x * good, good.float()))
-    return F.interpolate(fill_in(mean / share.clamp_min(1e-6), share > 0), size=x.shape[-2:], mode="bilinear")
-
-
-def around(x: Tensor, reach: int) -> Tensor:
-    """x [..., H, W] -> the mean of what lies within `reach` rows and columns of each pixel, and in the picture.
-
-    As `F.avg_pool2d` without its padding; but that takes each of (2 reach + 1)^2 pixels by itself, and here one axis comes
-    after the other.
-    """
-    for dim in (-1, -2):
-        size, place = x.shape[dim], torch.arange(x.shape[dim], device=x.device)
-        count = (place + reach).clamp(max=size - 1) - (place - reach).clamp(min=0) + 1
-        wide = F.pad(x, (reach, reach) if dim == -1 else (0, 0, reach, reach))
-        x = wide.narrow(dim, 0, size).clone()
-        for k in range(1, 2 * reach + 1):
-            x += wide.narrow(dim, k, size)
-        x /= count if dim == -1 else count[:, None]
-    return x
-
-
-def widened(mask: Tensor, reach: int) -> Tensor:
-    """mask [..., H, W] bool, and what lies within `reach` rows and columns of it."""
-    return around(mask.float(), reach) > 0
 
 
 def by_hand(pictures: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,6 +59,32 @@ def owners(picture: Tensor, began: Tensor, there: Tensor, reach: float) -> tuple
     return torch.where(key < far, key % (count + 1), count).long(), key // (count + 1) / 16
 
 
+class Owned(NamedTuple):
+    """Of each of M pixels: whose it is (N: nobody's), at what cost, and how far from its track, in reaches, 1 at most."""
+    whose: Tensor       # [M] long
+    cost: Tensor        # [M]
+    far: Tensor         # [M]
+
+
+def pixels(size: tuple[int, int], device) -> Tensor:
+    """The middles of a picture's pixels, row by row, [2, H * W]: x and y."""
+    return torch.stack(torch.meshgrid(*(torch.arange(z, device=device) + .5 for z in size[::-1]), indexing="xy")).flatten(1)
+
+
+def owned(picture: Tensor, began: Tensor, there: Tensor, reach: float, memo: Memo | None = None) -> Owned:
+    """`owners`, but what is farther off than a track reaches is nobody's."""
+    whose, cost = (memo or Memo(0))(owners, picture, began, there, reach)
+    away = pixels(picture.shape[-2:], began.device) - F.pad(began, (0, 0, 0, 1)).T[:, whose]
+    far = away.square().sum(dim=0).sqrt() / reach
+    return Owned(torch.where(far < 1, whose, len(began)), cost, far.clamp(max=1))
+
+
+def of_what_moves(every: Owned, below: Owned, lifted: Tensor, reach: float) -> Tensor:
+    """Which pixels go with tracks that are `lifted` [N + 1] bool, [H * W] bool: owned by every track, and below by those that
+    are not. Beyond an edge from its track a pixel may not be of what moves, unless no other has it."""
+    return lifted[every.whose] & ((every.cost <= reach) | (below.whose == len(lifted) - 1))
+
+
 def land(to: Tensor, foot: Tensor, kind: Tensor, cost: Tensor, size: tuple[int, int]) -> Tensor:
     """Which of M pixels has come to each place, [T, H * W] long; M: none.
 
@@ -168,42 +111,6 @@ def land(to: Tensor, foot: Tensor, kind: Tensor, cost: Tensor, size: tuple[int, 
         a, b = torch.minimum(a, b), torch.maximum(a, b)
         best = torch.cat([best.narrow(dim, 0, 1), torch.where(b >> 29 < it >> 29, a, it), best.narrow(dim, -1, 1)], dim)
     return torch.where(best < none, (best & 2 ** 29 - 1) % pixels, len(cost)).flatten(1).long()
-
-
-def median(x: Tensor, weight: Tensor) -> Tensor:
-    """The middle of x [..., N] where each weighs something, [N] -> [..., 1]."""
-    x, order = x.sort(dim=-1)
-    share = weight.expand_as(x).gather(-1, order).cumsum(dim=-1)
-    at = (share < share[..., -1:] / 2).sum(dim=-1, keepdim=True).clamp(max=x.shape[-1] - 1)
-    return x.gather(-1, at)
-
-
-def most_of(began: Tensor, at: Tensor, turn: Tensor, area: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What most of the picture does, as a track would: where what began at (0, 0) is, and how it is turned back, [2, T, 1]
-    each; and which tracks move otherwise, [T, N] bool.
-
-    It shifts, turns and grows; each is the middle of what tracks do, by the `area` [N] of the picture they own. began, at,
-    turn [2, T, N]: where they were, are, and how they are turned back. A camera's depth is no straying (`LEVEL`).
-    """
-    most = median(turn, area)                                                   # ground at p was at most * p + off
-    off = median(began - times(most, at, 0), area)
-    error = (began - times(most, at, 0) - off).square().sum(dim=0).sqrt()
-    return -times(inverse(most), off, 0), most, error > (3 * median(error, area)).clamp(min=LEVEL)
-
-
-def enclosed(began: Tensor, mask: Tensor, reach: float) -> Tensor:
-    """Which tracks, began [N, 2], have one of `mask` [T, N] bool as the nearest on each side, within reach: [T, N] bool."""
-    x, y = (began[None] - began[:, None]).unbind(dim=-1)                                            # [N, N]
-    away, inside = apart(began, began), torch.ones_like(mask)
-    for side in (x < 0, x > 0, y < 0, y > 0):
-        least, nearest = away.masked_fill(~side, torch.inf).min(dim=1)
-        inside &= mask[:, nearest] & (least < reach)
-    return inside
-
-
-def inverse(a: Tensor) -> Tensor:
-    """1 / a for `times`, [2, ...]."""
-    return torch.stack([a[0], -a[1]]) / a.square().sum(dim=0)
 
 
 Split = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]       # pictures, what moves in them -> ground, how much is hidden
@@ -237,82 +144,73 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, split: Split = by_hand, 
 def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: float, split: Split, memo: Memo
           ) -> tuple[Tensor, Tensor]:
     """`warp` of one clip: xy [T, N, 2], visible [T, N], origin [N, 2], picture [3, H, W] -> [T, 3, H, W], [T, H, W]."""
-    (t, n, _), (h, w) = xy.shape, picture.shape[-2:]
-    pixel = torch.stack(torch.meshgrid(*(torch.arange(z, device=xy.device) + .5 for z in (w, h)), indexing="xy")).flatten(1)
-    of = lambda z, who: z.gather(-1, who.expand(*z.shape[:-1], -1))     # of each track, [..., N] -> of each pixel
-    rows = lambda z: z.unflatten(-1, (h, w))
+    n, size, known = len(origin), picture.shape[-2:], origin.isfinite().all(dim=-1)
+    ways = Ways.of(xy, visible, origin, size, reach)
+    by = lambda which: owned(picture, ways.began[:, :n].T, which, reach, memo)
 
-    knows = origin.isfinite().all(dim=-1)                                                           # [N]
-    placed = xy.isfinite().all(dim=-1) & knows                                                      # [T, N]
-    seen, places = visible & placed, torch.where(knows[:, None], origin, 1e4).clamp(-1e4, 1e4)
-    at = torch.where(placed[..., None], xy, places).clamp(-1e4, 1e4)
-    turn = turned_back(at, places, placed, reach)
-    began, at, turn = (F.pad(z.movedim(-1, 0), (0, 2)) for z in (places, at, turn))          # [2, (T,) N + 2]: two more,
-    turn[0, :, n:] = 1                                                                  # nobody, who stays, and the ground
-
-    def owned(shown: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a picture's pixels the one of these tracks that owns each (N: nobody), at what cost, and how far it is."""
-        whose, cost = memo(owners, shown, places, which, reach)
-        far = (pixel - of(began, whose)).square().sum(dim=0).sqrt() / reach
-        return torch.where(far < 1, whose, n), cost, far.clamp(max=1)
-
-    def come(which: Tensor, whose: Tensor, cost: Tensor, far: Tensor, kind: Tensor, foot: Tensor
-             ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What has come to each place of some pixels, `which` [M], each with its track, cost and way to it, [M]: has
-        anything? with whom, from where in the picture, [2, T, H * W] in pixels, and how far from its track."""
-        to = of(at, whose) + times(of(inverse(turn), whose), pixel[:, None, which] - of(began, whose)[:, None], 0)
-        source = land(to, of(foot, whose), of(kind, whose), (cost / (4 * reach)).clamp(max=1), (h, w))
-        who, far = F.pad(whose, (0, 1), value=n)[source], F.pad(far, (0, 1), value=1.)[source]
-        there = of(began[:, None].expand(-1, t, -1), who) + times(of(turn, who), pixel[:, None] - of(at, who), 0)
-        return rows(source < len(whose)), who, there, rows(far)
-
-    def sampled(x: Tensor, there: Tensor) -> Tensor:
-        """x [C, H, W] at places [2, T, H * W] -> [T, C, H, W]"""
-        where = torch.stack([there[0] * (2 / w) - 1, there[1] * (2 / h) - 1], dim=-1)
-        return F.grid_sample(x.expand(t, -1, -1, -1), where.unflatten(1, (h, w)), padding_mode="border", align_corners=False)
-
-    whose, cost, _ = owned(picture, knows)
-    area = torch.zeros_like(began[0]).scatter_add_(0, whose, torch.ones_like(cost))
-    at[:, :, n + 1:], turn[:, :, n + 1:], strays = most_of(began[:, None], at, turn, area)
-    seen = F.pad(seen, (0, 2))                                                                      # [T, N + 2]
-    hub = (turn - turn[:, :, n + 1:]).square().sum(dim=0)[:, :n] > TWIST ** 2
-    if not empty(hub):
-        hub &= enclosed(places, strays[:, :n], reach)                   # in the midst of what turns about it
-    left = (at < 0).any(dim=0) | (at[0] >= w) | (at[1] >= h)            # off the picture: hidden, but behind nothing
-    shows = seen | F.pad(placed, (0, 2)) & left
-    lifted = ((strays | F.pad(hub, (0, 2))) & shows).any(dim=0)
-    turn[:, :, :n] = turned_back(at[..., :n].movedim(0, -1), places, placed, reach, lifted[:n]).movedim(-1, 0)
-    below, cost_below, far_below = owned(picture, knows & ~lifted[:n])
-    moving = lifted[whose] & ((cost <= reach) | (below == n))           # beyond an edge it may not be of what moves
-    foot = FOOT / turn.square().sum(dim=0).sqrt()                                                   # [T, N + 2]
-    nothing = empty(moving)
-    plate, hides = (z[0] for z in memo(split, picture[None], rows(moving)[None, None])) if not nothing else (picture, None)
-
-    below = torch.where((below == n) & moving, n + 1, below)
-    far_below = torch.where(moving, .75 + .25 * far_below, far_below)
-    kind = torch.where(seen, SEEN, torch.where(F.pad(placed, (0, 2)), HIDDEN, NOBODYS)).int()
-    every = torch.arange(h * w, device=xy.device)
-    told = torch.where(kind < NOBODYS, 1., torch.where(kind == HIDDEN, .25, 0.))
-    stirs = ((at - began[:, None]).abs() > 1e-3).any(dim=0) | ((turn[0] - 1).abs() + turn[1].abs() > 1e-3)     # [T, N + 2]
-    if empty(stirs & ~lifted):                                          # all the ground stays
-        near = rows((1 - far_below) * of(told, below))
-        ground = torch.cat([plate.expand(t, -1, -1, -1), near[:, None]], dim=1)                     # [T, C + 1, H, W]
-    else:
-        here, who, there, far = come(every, below, cost_below, far_below, kind, foot)
-        near = (1 - far) * rows(of(told, who))
-        ground = torch.cat([sampled(plate, there), near[:, None]], dim=1)
-        if not empty(~here):
-            ground = patched(ground, here)
-    if nothing:
+    every = by(known)
+    area = torch.zeros_like(ways.began[0]).scatter_add_(0, every.whose, torch.ones_like(every.cost))
+    ways, lifted = ways.lift(area, reach)
+    below = by(known & ~lifted[:n])
+    moving = of_what_moves(every, below, lifted[:-1], reach)                                        # [H * W]
+    if empty(moving):
+        ground = _ground(picture, ways, below, lifted, moving, reach)
         return ground[:, :-1], ground[:, -1]
-
-    whose, cost, far = owned(picture, knows & lifted[:n])
-    covers = hides.flatten() > HIDES
-    whose, which = torch.where(covers, whose, n), covers.nonzero()[:, 0] if xy.device.type == "cpu" else every
-    here, _, there, far = come(which, *(z[which] for z in (whose, cost, far)), torch.full_like(kind, SEEN),
-                               torch.where(shows & lifted, foot, -1))                               # others cover nothing
-    front = sampled(torch.cat([picture - (1 - hides) * plate, hides]), there) * here[:, None]
+    plate, hides = (z[0] for z in memo(split, picture[None], moving.view(1, 1, *size)))
+    ground = _ground(plate, ways, below, lifted, moving, reach)
+    above = by(known & lifted[:n])
+    front, far = _front(torch.cat([picture - (1 - hides) * plate, hides]), ways, above, lifted, reach)
     return front[:, :-1] + (1 - front[:, -1:]) * ground[:, :-1], torch.lerp(ground[:, -1], 1 - far, front[:, -1])
+
+
+def _ground(plate: Tensor, ways: Ways, below: Owned, lifted: Tensor, moving: Tensor, reach: float) -> Tensor:
+    """The plate [3, H, W] as the tracks that are not lifted move it, and how near one is: [T, 4, H, W].
+
+    What lay under what is `moving` [H * W], and is nobody's, goes with the ground; all that lay there counts as far from one.
+    """
+    t, size, nobody = ways.at.shape[1], plate.shape[-2:], len(lifted) - 2
+    whose = torch.where((below.whose == nobody) & moving, nobody + 1, below.whose)
+    below = Owned(whose, below.cost, torch.where(moving, .75 + .25 * below.far, below.far))
+    kind = torch.where(ways.seen, SEEN, torch.where(ways.placed, HIDDEN, NOBODYS)).int()            # [T, N + 2]
+    told = torch.where(kind < NOBODYS, 1., torch.where(kind == HIDDEN, .25, 0.))
+    if empty(ways.stir() & ~lifted):
+        near = (1 - below.far) * pick(told, below.whose)
+        return torch.cat([plate.expand(t, -1, -1, -1), near.view(t, 1, *size)], dim=1)
+    here, who, there, far = come(ways, below, kind, ways.foot(FOOT), size, reach)
+    near = (1 - far) * pick(told, who)
+    ground = torch.cat([sampled(plate, there), near.view(t, 1, *size)], dim=1)
+    return ground if empty(~here) else patched(ground, here.unflatten(1, size))
+
+
+def _front(layer: Tensor, ways: Ways, above: Owned, lifted: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+    """What was lifted, colours and opacity [4, H, W], as its tracks move it, [T, 4, H, W]; how far they are, [T, H, W]."""
+    size, nobody = layer.shape[-2:], len(lifted) - 2
+    covers = layer[-1].flatten() > HIDES
+    above = above._replace(whose=torch.where(covers, above.whose, nobody))
+    which = covers.nonzero()[:, 0] if layer.device.type == "cpu" else None          # a GPU would have to be waited for
+    foot = torch.where(ways.shows & lifted, ways.foot(FOOT), -1)                    # others cover nothing
+    here, _, there, far = come(ways, above, torch.full_like(ways.placed, SEEN, dtype=torch.int), foot, size, reach, which)
+    return sampled(layer, there) * here.unflatten(1, size)[:, None], far.unflatten(1, size)
+
+
+def come(ways: Ways, by: Owned, kind: Tensor, foot: Tensor, size: tuple[int, int], reach: float, which: Tensor | None = None
+         ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What of a picture has come to each place, [T, H * W] each: anything? with whom, from where in it, [2, T, H * W] in
+    pixels, and how far from its track (1: nothing). kind, foot [T, N + 2] of each track: see `land`. which [M]: no pixels
+    but these go."""
+    pixel = pixels(size, ways.at.device)
+    whose, cost, far = by if which is None else (z[which] for z in by)
+    to = ways.forth(pixel if which is None else pixel[:, which], whose)
+    source = land(to, pick(foot, whose), pick(kind, whose), (cost / (4 * reach)).clamp(max=1), size)
+    who = F.pad(whose, (0, 1), value=len(ways.began[0]) - 2)[source]
+    return source < len(whose), who, ways.back(pixel, who), F.pad(far, (0, 1), value=1.)[source]
+
+
+def sampled(x: Tensor, there: Tensor) -> Tensor:
+    """x [C, H, W] at places [2, T, H * W], in pixels -> [T, C, H, W]."""
+    h, w = x.shape[-2:]
+    where = torch.stack([there[0] * (2 / w) - 1, there[1] * (2 / h) - 1], dim=-1).unflatten(1, (h, w))
+    return F.grid_sample(x.expand(len(where), -1, -1, -1), where, padding_mode="border", align_corners=False)
 
 
 def patched(ground: Tensor, here: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Every thing is touched twice, in its middle and at a place of it drawn by lot; the ground once, by lot. What a hand takes
 hold of (`grip.Thing`, as `Kit.cut` finds it) is held against what is to be seen of the thing: their overlap is intersection
-over union. Beside it stands the cut by colours alone (`grip.by_colours`), which any kit falls back on.
+over union. Beside it stands the cut by colours alone (`cutter.by_colours`), which any kit falls back on.
 """
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import grip
+from .cutter import SHARE, by_colours, can_cut, overlap, spot
 from .evaluate import header, held_out, keep, save_strip
+from .grip import Thing
 from .kit import Kit, load
 from .viz import grid, strip
 from .world import HELD_OUT, World
 
-LEAST = grip.SHARE[0]               # of the picture: what shows less is not touched
+LEAST = SHARE[0]             # of the picture: what shows less is not touched
 RIGHT, LOST = .9, .5    # overlaps above which a thing counts as cut out whole, and below which as missed
 SHOWN = 8           # things on the film strip
 
@@ -40,11 +41,6 @@ class Hits:
                      f"{name}_whole": (values > RIGHT).mean().item(),
                      f"{name}_lost": (values < LOST).mean().item()} if len(values) else {name: None}
         return told | {"ground": float(np.mean(self.ground)) if self.ground else None}
-
-
-def overlap(mask: np.ndarray | None, truth: np.ndarray) -> float:
-    """Intersection over union; 0 where nothing was found."""
-    return 0. if mask is None else grip.overlap(mask, truth)
 
 
 def middle(mask: np.ndarray) -> complex:
@@ -69,14 +65,14 @@ def run(model: str | Kit = "tiny", clips: int = 256, json_path=None, *, seed: in
     strips: a folder for a picture of the first things touched anywhere: as they are, by the kit, by colours, truly.
     """
     held_out(seed)
-    if not grip.can_cut():
+    if not can_cut():
         raise ImportError('finding things in a picture needs OpenCV: pip install "msk[demo]"')
     kit = model if isinstance(model, Kit) else load(model, device=device)
-    world, ways = World(kit.geometry, level), {"kit": kit.cut, "colours": grip.by_colours}
+    world, ways = World(kit.geometry, level), {"kit": kit.cut, "colours": by_colours}
     hits, tiles = {name: Hits() for name in ways}, []
 
     def taken(name: str, picture: np.ndarray, place: complex) -> np.ndarray | None:
-        thing = grip.Thing.at(picture, place, kit.geometry.stride, cut=ways[name])
+        thing = Thing.at(picture, place, kit.geometry.stride, cut=ways[name])
         return thing and thing.mask
 
     report = header("cut", kit, level=level, pictures=0, seed=seed)
@@ -122,8 +118,8 @@ def lit(frame: Tensor, mask: np.ndarray | None) -> Tensor:
 def touched(frame: Tensor, place: complex) -> Tensor:
     """A frame with a red spot where it was touched."""
     frame = frame.clone()
-    spot = frame[:, *grip.spot(place, frame.shape[1:], max(1, frame.shape[-1] // 64))]
-    spot[0], spot[1:] = 1, 0
+    red = frame[:, *spot(place, frame.shape[1:], max(1, frame.shape[-1] // 64))]
+    red[0], red[1:] = 1, 0
     return frame
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .carry import around
+from .fill import around
 
 
 class Finish(nn.Module):

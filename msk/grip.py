@@ -1,10 +1,10 @@
 """What a hand takes hold of: the whole thing under its point, which then goes along, while the rest of the picture stays.
 
-A lone point says where one spot goes, and nothing of what belongs to it. So the thing is cut out of the picture, by a
-network that has learned to (`msk.cutter`) or by its colours (GrabCut); points are laid all over it and along its rim, and
-they go where the hand's points on it go: one shifts it, two also turn and size it. Points all over the rest, and close about
-each thing, hold it where it is. The model is told of all of them alike: they are tracks. Motion Prompting (2412.02700) lays
-a square of tracks about the pointer, and MotionStream's demo has grids that pin the ground; both are placed by hand.
+A lone point says where one spot goes, and nothing of what belongs to it. So the thing is cut out of the picture
+(`msk.cutter`); points are laid all over it and along its rim, and they go where the hand's points on it go: one shifts it,
+two also turn and size it. Points all over the rest, and close about each thing, hold it where it is. The model is told of
+all of them alike: they are tracks. Motion Prompting (2412.02700) lays a square of tracks about the pointer, and
+MotionStream's demo has grids that pin the ground; both are placed by hand.
 
 Places are complex numbers x + iy, in pixels.
 """
@@ -15,121 +15,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .cutter import Cutter
+from .cutter import SHARE, cut, part_at
 from .motion import draw_ids
 from .tracks import Tracks
 
-SPOT = 0.06          # of the shorter side: what is so near to a point is likely of the same thing,
-NEAR = 0.2           # and what is so near, hangs together with it,
-UNLIKE = 16          # and is so far (CIE Lab) from the ground, the median of
-AROUND = 0.48        # a window of so many shorter sides
-RIM = 0.03           # of the shorter side: the picture's rim is ground
-SURE = 0.5           # a cutter's mask, and what it holds likely, overlap by so much at least;
-UNSURE = 0.2, 0.8    # what is so likely of it may be of it or not, by its colour
 GAP = 0.02           # of the shorter side: twice as far apart lie parts of a thing that a nearer one has cut in two
-LOOKED_AT = 160      # pixels of the shorter side of what is looked at
-SHARE = 0.004, 0.3   # of the picture: what is hardly more than the point is ground, and by colours what is larger, too
 HALO = 0.008         # of the shorter side: what is so near to a thing is neither the thing nor the rest
 WITHIN, BESIDE = 0.008, 0.016   # of it: so far inside its outline, and outside, points say where it ends,
 APART = 0.047        # and stand so far apart
 MOST = 64            # points all over one thing, or thereabouts; those along its rim come on top
 REST = 8             # columns and rows of points that hold the rest
 SIZES = 0.5, 2.0     # a thing may be made smaller and larger by so much
-
-
-def can_cut() -> bool:
-    try:
-        import cv2  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def cut(picture: np.ndarray, place: complex, cutter: Cutter | None = None) -> np.ndarray | None:
-    """The thing at `place` of a picture [H, W, 3] uint8, as a mask [H, W] bool; None where there is but ground.
-
-    As the cutter has learned it, if it finds something there; where it is unsure, and where there is none, colours decide.
-    Raises ImportError without OpenCV.
-    """
-    if not can_cut():
-        raise ImportError('finding things in a picture needs OpenCV: pip install "msk[demo]"')
-    if cutter is not None:
-        likely = cutter.likely(picture, place)
-        if likely[spot(place, likely.shape, 1)].max() > 0.5 and overlap(likely, likely > 0.5) > SURE:
-            mask = _with_colours(picture, place, likely)
-            return mask if mask.mean() > SHARE[0] else None
-    return by_colours(picture, place)
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two masks, bool or in [0, 1]; 0 if both are empty."""
-    return float(np.minimum(a, b).sum() / max(1e-6, np.maximum(a, b).sum()))
-
-
-def spot(place: complex, shape: tuple[int, ...], reach: int) -> tuple[slice, slice]:
-    """Rows and columns within `reach` of a place, or of the nearest that is in a picture of this shape."""
-    y, x = (min(max(int(z), 0), side - 1) for z, side in zip((place.imag, place.real), shape))
-    return slice(max(0, y - reach), y + reach + 1), slice(max(0, x - reach), x + reach + 1)
-
-
-def _looked_at(picture: np.ndarray, place: complex) -> tuple[np.ndarray, complex]:
-    """A picture as small as it is looked at, and the place in it."""
-    import cv2
-    height, width = picture.shape[:2]
-    scale = min(1.0, LOOKED_AT / min(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA), place * scale
-
-
-def _grabbed(small: np.ndarray, kinds: np.ndarray, rounds: int) -> np.ndarray:
-    """GrabCut: kinds [h, w] uint8 say of each pixel what it is or may be; which are of the thing."""
-    import cv2
-    cv2.setRNGSeed(0)
-    cv2.grabCut(small, kinds, None, np.zeros((1, 65)), np.zeros((1, 65)), rounds, cv2.GC_INIT_WITH_MASK)
-    return np.isin(kinds, (cv2.GC_FGD, cv2.GC_PR_FGD))
-
-
-def _with_colours(picture: np.ndarray, place: complex, likely: np.ndarray) -> np.ndarray:
-    """Which pixels are of the thing at `place`: as it is likely, and colours decide between the lines that UNSURE draws."""
-    import cv2
-    (height, width), (small, at) = likely.shape, _looked_at(picture, place)
-    likely = cv2.resize(likely, small.shape[1::-1], interpolation=cv2.INTER_AREA)
-    kinds = np.where(likely > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    kinds[likely < UNSURE[0]], kinds[likely > UNSURE[1]] = cv2.GC_BGD, cv2.GC_FGD
-    kinds[spot(at, kinds.shape, 1)] = cv2.GC_FGD
-    mask = _grabbed(small, kinds, 2) if (kinds % 2 == cv2.GC_BGD).any() else likely > 0.5
-    return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
-
-
-def by_colours(picture: np.ndarray, place: complex) -> np.ndarray | None:
-    """`cut` by colours alone: GrabCut, within what hangs together with the place and is unlike the ground around."""
-    import cv2
-    (height, width), (small, at) = picture.shape[:2], _looked_at(picture, place)
-    h, w = small.shape[:2]
-    x, y = min(max(int(at.real), 0), w - 1), min(max(int(at.imag), 0), h - 1)
-    rows, columns = np.mgrid[:h, :w]
-    away, rim = np.hypot(columns - x, rows - y), np.minimum.reduce([columns, rows, w - 1 - columns, h - 1 - rows])
-    side, lab = min(h, w), lambda picture: cv2.cvtColor(picture, cv2.COLOR_RGB2LAB).astype(np.float32)
-    ground = cv2.medianBlur(small, 2 * round(AROUND * side / 2) + 1)
-    unlike = _around((np.linalg.norm(lab(small) - lab(ground), axis=-1) > UNLIKE) | (away < 2), x, y)
-    likely = np.full((h, w), cv2.GC_PR_BGD, np.uint8)
-    likely[(away < SPOT * side) | unlike & (away < NEAR * side)] = cv2.GC_PR_FGD
-    likely[(away > side / 2) | (rim < RIM * side) & (away > 2 * SPOT * side)] = cv2.GC_BGD
-    likely[away < 2] = cv2.GC_FGD
-    mask = _around(_grabbed(small, likely, 3), x, y)
-    mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    outside = cv2.connectedComponents(np.pad(1 - mask, 1, constant_values=1))[1]
-    mask = _around((outside != outside[0, 0])[1:-1, 1:-1], x, y)                            # its holes are of it
-    if not SHARE[0] < mask.mean() < SHARE[1]:
-        return None
-    return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
-
-
-def _around(mask: np.ndarray, x: int, y: int, gap: int = 0) -> np.ndarray:
-    """Of a mask the part that hangs together with (x, y), and what is at most twice `gap` from it."""
-    import cv2
-    parts = cv2.connectedComponents(_grown(mask, gap).astype(np.uint8))[1]
-    return mask & (parts == parts[y, x])
 
 
 def spread(mask: np.ndarray, spacing: float) -> np.ndarray:
@@ -193,9 +89,12 @@ class Thing:
             mask = mask & ~other.mask
         if mask is None or not mask[int(place.imag), int(place.real)]:
             return None
-        mask = _around(mask, int(place.real), int(place.imag), round(GAP * min(mask.shape)))
-        if mask.mean() <= SHARE[0]:
-            return None
+        mask = mask & part_at(_grown(mask, round(GAP * min(mask.shape))), int(place.real), int(place.imag))
+        return cls.of(mask, place, spacing) if mask.mean() > SHARE[0] else None
+
+    @classmethod
+    def of(cls, mask: np.ndarray, place: complex, spacing: float) -> Thing:
+        """What a mask [H, W] bool shows, with points all over it, along its rim and close about it."""
         side = min(mask.shape)
         halo, within, beyond = (max(1, round(far * side)) for far in (HALO, WITHIN, BESIDE))
         beyond = max(beyond, halo + 1)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import grip
 from .carry import by_hand, encoded, moved
 from .config import PRESETS, Geometry, Preset
-from .cutter import Cutter
+from .cutter import Cutter, cut
 from .dit import WIDE, DiT
 from .finish import Finish, sparing
+from .grip import whole
 from .guidance import Condition
 from .host import Memo
 from .motion import TrackHead
@@ -212,12 +212,12 @@ class Kit:
         return self.track_head(tracks.to(self.device), start, carried)
 
     def cut(self, picture: np.ndarray, place: complex) -> np.ndarray | None:
-        """The thing at a place of a picture (`grip.cut`), by what this kit has learned of things, if it has."""
-        return grip.cut(picture, place, self.cutter)
+        """The thing at a place of a picture (`cutter.cut`), by what this kit has learned of things, if it has."""
+        return cut(picture, place, self.cutter)
 
     def whole(self, tracks: Tracks, image, seed: int = 0) -> Tracks:
         """A hand's few tracks, and with them the things they take hold of in this picture, and the rest (`grip.whole`)."""
-        return grip.whole(tracks, self.pixels(image)[0].cpu(), self.geometry.stride, self.preset.tracks.max_id, seed=seed,
+        return whole(tracks, self.pixels(image)[0].cpu(), self.geometry.stride, self.preset.tracks.max_id, seed=seed,
                           cut=self.cut)
 
     def save(self, folder) -> Path:

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .carry import HIDES, RIM, by_hand, widened
+from .carry import HIDES, RIM, by_hand
+from .fill import widened
 from .unet import UNet
 
 REACH = 3 / 32      # of the shorter side: so far from what moves a shadow, or a part that was overlooked, may lie

@@ -121,7 +121,7 @@ viz.Moving(three, kit.geometry.fps, width=864, about="a kite: all of it is pulle
 # ## One touch, a whole thing
 #
 # Nobody draws points all over a kite by hand. So the canvas looks at what lies under your finger: a small network has
-# learned on drawn scenes which pixels go together (`kit.cut`; where it is not sure, colours decide, `msk.grip`).
+# learned on drawn scenes which pixels go together (`kit.cut`; where it is not sure, colours decide, `msk.cutter`).
 # `kit.whole` takes the hand's one track and adds those of the thing under it, all over it and along its rim, and others that
 # hold the rest.
 

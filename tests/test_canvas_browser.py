@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from msk import grip
+from msk.cutter import cut
 from tests.pages import exact
 from tests.pages.browser import Stage
 from tests.pages.serve import free_port, serve
@@ -466,7 +466,7 @@ def test_points_and_picture_go_along_to_another_model(browser, tmp_path):
     toy = PRESETS["toy"]
     wide = msk.Kit.random(replace(toy, geometry=replace(toy.geometry, height=96, width=2 * W)))
     page, lobby, url = serve("exact", free_port(), folder=tmp_path, models=["exact", "wantrack-1.3b"], load=lambda _: wide,
-                             cut=grip.cut, rest=True)
+                             cut=cut, rest=True)
     lobby.choice.offers[1] = replace(lobby.choice.offers[1], why_not="")
     try:
         stage = Stage(browser, url).state("ready").wait("stage.current")

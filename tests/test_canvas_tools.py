@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msk import grip
+from msk.cutter import cut
 from msk.live.points import Way
 from msk.live.replay import packed
 from msk.live.session import Session
@@ -515,7 +515,7 @@ def test_where_the_model_looks_is_shown_beneath_the_picture(stage, session):
 
 def test_what_a_point_takes_is_outlined_and_a_page_can_choose_otherwise(browser, tmp_path):
     pytest.importorskip("cv2")
-    page, lobby, url = serve("exact", free_port(), folder=tmp_path, cut=grip.cut, rest=True)
+    page, lobby, url = serve("exact", free_port(), folder=tmp_path, cut=cut, rest=True)
     drawn = f"""(() => {{ const c = {SCREEN}.querySelector('.top'), w = c.width, h = c.height, got = new Set();
         const data = c.getContext('2d').getImageData(0, 0, w, h).data;
         for (let i = 0; i < data.length; i += 4) {{

@@ -7,25 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from msk.carry import (
-    EDGE,
-    HIDDEN,
-    NOBODYS,
-    SEEN,
-    by_hand,
-    carry,
-    enclosed,
-    fill_in,
-    land,
-    median,
-    owners,
-    turned_back,
-    warp,
-    widened,
-)
+from msk.carry import EDGE, HIDDEN, NOBODYS, SEEN, by_hand, carry, land, owners, warp
 from msk.config import Geometry, TrackConfig
+from msk.fill import fill_in, widened
 from msk.motion import TrackHead, draw_ids
 from msk.tracks import Tracks
+from msk.ways import enclosed, median, turned_back
 
 G = Geometry(32, 48)                # 4 x 6 cells
 REACH = 24.

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from msk import Kit, cuts, grip, load
+from msk import Kit, cuts, load
 from msk.config import PRESETS, Geometry
-from msk.cutter import Cutter
+from msk.cutter import Cutter, by_colours, can_cut, cut, overlap
 from msk.evaluate import header
+from msk.grip import Thing
 from msk.live.replay import fingerprint
 from msk.train import cutter as stage
 from msk.train import main
@@ -18,6 +19,7 @@ from msk.world import HELD_OUT, World
 from tests.pages import exact
 
 TOY = PRESETS["toy"]
+PICTURE, BALL = np.asarray(exact.picture()), complex(*exact.BALL_AT)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +198,50 @@ def test_its_store_keeps_the_newest_pictures_of_both_worlds():
     assert masks.shape == (5, stage.POINTS, 32, 32) and masks.dtype == torch.bool
 
 
+# -- by colours alone ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("beside", [0, 3 + 4j, -6j])
+def test_the_thing_under_a_point_is_cut_out_wherever_it_is_touched(beside):
+    pytest.importorskip("cv2")
+    assert overlap(cut(PICTURE, BALL + beside), exact.disc()) > 0.9
+
+
+def test_a_large_picture_is_cut_as_well_as_a_small_one():
+    cv2 = pytest.importorskip("cv2")
+    large = cv2.resize(PICTURE, None, fx=8, fy=5, interpolation=cv2.INTER_CUBIC)
+    truth = cv2.resize(exact.disc().astype(np.uint8), None, fx=8, fy=5) > 0
+    assert overlap(cut(large, complex(30 * 8, 48 * 5)), truth) > 0.75
+
+
+def test_half_of_all_drawn_things_are_cut_out_nearly_whole():
+    pytest.importorskip("cv2")
+    world, found = World(exact.GEOMETRY, "calm"), []
+    for seed in range(1_500_000, 1_500_024):
+        scene, _ = world.scene(1, 1, seed)
+        layer = scene.layers()[0].numpy()
+        thing = layer == layer.max()
+        if layer.max() and thing.sum() > 60:
+            picture = (scene.render()[0, 0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+            found.append(overlap(cut(picture, cuts.middle(thing)), thing))
+    assert len(found) >= 16 and np.median(found) > .7
+
+
+def test_on_the_ground_there_is_no_thing():
+    pytest.importorskip("cv2")
+    for place in (70 + 20j, 80 + 80j, 12 + 85j):
+        assert cut(PICTURE, place) is None
+    halves = np.zeros((96, 96, 3), np.uint8)
+    halves[:, 40:] = 200
+    assert cut(halves, 70 + 50j) is None and Thing.at(halves, 70 + 50j, 8) is None
+
+
+def test_without_opencv_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    assert not can_cut()
+    with pytest.raises(ImportError, match=r"msk\[demo\]"):
+        cut(PICTURE, BALL)
+
+
 # -- what hands take hold of ---------------------------------------------------------------------------------------------
 
 class Says(torch.nn.Module):
@@ -211,31 +257,29 @@ class Says(torch.nn.Module):
 
 def test_where_it_is_sure_it_is_believed_and_else_colours_decide():
     pytest.importorskip("cv2")
-    picture, ball = np.asarray(exact.picture()), complex(*exact.BALL_AT)
-    box = np.zeros(picture.shape[:2], np.float32)
+    box = np.zeros(PICTURE.shape[:2], np.float32)
     box[10:80, 20:90] = .97
-    assert np.array_equal(grip.cut(picture, ball, Says(box)), box > .5)
+    assert np.array_equal(cut(PICTURE, BALL, Says(box)), box > .5)
     unsure = np.where(box > 0, .55, .45).astype(np.float32)
     beside = np.where(np.arange(box.shape[1]) > 60, .97, 0.) * np.ones(box.shape)       # sure, but of something else
     for answer in (unsure, beside, 0 * box):
-        assert np.array_equal(grip.cut(picture, ball, Says(answer)), grip.by_colours(picture, ball))
+        assert np.array_equal(cut(PICTURE, BALL, Says(answer)), by_colours(PICTURE, BALL))
 
 
 def test_where_it_is_unsure_colours_draw_the_line():
     pytest.importorskip("cv2")
-    picture, ball = np.asarray(exact.picture()), complex(*exact.BALL_AT)
-    y, x = np.mgrid[:picture.shape[0], :picture.shape[1]]
-    away = np.abs(x + 1j * y - ball)
+    y, x = np.mgrid[:PICTURE.shape[0], :PICTURE.shape[1]]
+    away = np.abs(x + 1j * y - BALL)
     likely = np.select([away < exact.RADIUS - 3, away < exact.RADIUS + 3], [.97, .55], 0.)    # it might be a bit larger
-    mask = grip.cut(picture, ball, Says(likely.astype(np.float32)))
-    assert grip.overlap(mask, away <= exact.RADIUS) > .9 > grip.overlap(likely > .5, away <= exact.RADIUS) + .2
+    mask = cut(PICTURE, BALL, Says(likely.astype(np.float32)))
+    assert overlap(mask, away <= exact.RADIUS) > .9 > overlap(likely > .5, away <= exact.RADIUS) + .2
 
 
 def test_a_touch_a_pixel_beside_a_thing_is_of_it():
     pytest.importorskip("cv2")
-    picture, box = np.asarray(exact.picture()), np.zeros((96, 96), np.float32)
+    box = np.zeros((96, 96), np.float32)
     box[60:80, 60:80] = .97
-    assert grip.cut(picture, 59.5 + 70j, Says(box)).sum() >= 400 and grip.cut(picture, 58.5 + 70j, Says(box)) is None
+    assert cut(PICTURE, 59.5 + 70j, Says(box)).sum() >= 400 and cut(PICTURE, 58.5 + 70j, Says(box)) is None
 
 
 def test_it_travels_with_its_kit_and_a_kit_without_one_goes_by_colours(tmp_path, close):
@@ -250,7 +294,7 @@ def test_it_travels_with_its_kit_and_a_kit_without_one_goes_by_colours(tmp_path,
     assert without.cutter is None and without.preset.cutter == 0 and without.preset.finish == TOY.finish
     picture = np.asarray(exact.picture())
     ball = complex(*exact.BALL_AT)
-    assert np.array_equal(without.cut(picture, ball), grip.by_colours(picture, ball))
+    assert np.array_equal(without.cut(picture, ball), by_colours(picture, ball))
 
 
 def test_the_shipped_one_cuts_out_most_of_a_thing_wherever_it_is_touched_and_nothing_on_the_ground(tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from msk import grip
 from msk.carry import moved as moved_picture
+from msk.cutter import cut
 from msk.live.hold import Hold
 from msk.live.points import MOVE
 from msk.live.protocol import Sample
@@ -16,66 +17,13 @@ from msk.live.record import _fits, parse_session, read_session
 from msk.live.replay import tracks_of
 from msk.live.session import Session
 from msk.tracks import Tracks
-from msk.world import World
 from tests.pages import exact
+from tests.pages.exact import disc
 from tests.test_live import until
 
 cv2 = pytest.importorskip("cv2")
 PICTURE, BALL = np.asarray(exact.picture()), complex(*exact.BALL_AT)
 FRAME, W = torch.from_numpy(PICTURE.copy()).permute(2, 0, 1) / 255, exact.GEOMETRY.width
-
-
-def disc(shape=PICTURE.shape[:2], centre=BALL, radius=exact.RADIUS):
-    y, x = np.mgrid[:shape[0], :shape[1]]
-    return np.abs(x + 1j * y - centre) <= radius
-
-
-def overlap(a, b):
-    return (a & b).sum() / (a | b).sum()
-
-
-# -- cutting out -------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("beside", [0, 3 + 4j, -6j])
-def test_the_thing_under_a_point_is_cut_out_wherever_it_is_touched(beside):
-    assert overlap(grip.cut(PICTURE, BALL + beside), disc()) > 0.9
-
-
-def test_a_large_picture_is_cut_as_well_as_a_small_one():
-    large = cv2.resize(PICTURE, None, fx=8, fy=5, interpolation=cv2.INTER_CUBIC)
-    truth = cv2.resize(disc().astype(np.uint8), None, fx=8, fy=5) > 0
-    assert overlap(grip.cut(large, complex(30 * 8, 48 * 5)), truth) > 0.75
-
-
-def test_half_of_all_drawn_things_are_cut_out_nearly_whole():
-    world, found = World(exact.GEOMETRY, "calm"), []
-    y, x = np.mgrid[:W, :W]
-    pixels = torch.from_numpy(np.stack([x, y], axis=-1)).float().view(1, -1, 2) + 0.5
-    for seed in range(1_500_000, 1_500_024):
-        scene, _ = world.scene(1, 1, seed)
-        layer = scene.track(pixels)[2].view(W, W).numpy()
-        thing = layer == layer.max()
-        middle = np.argmax(cv2.distanceTransform(thing.astype(np.uint8), cv2.DIST_L2, 3))
-        if layer.max() and thing.sum() > 60:
-            mask = grip.cut((scene.render()[0, 0].permute(1, 2, 0).numpy() * 255).astype(np.uint8),
-                            complex(middle % W, middle // W))
-            found.append(0 if mask is None else overlap(mask, thing))
-    assert len(found) >= 16 and np.median(found) > 0.7
-
-
-def test_on_the_ground_there_is_no_thing():
-    for place in (70 + 20j, 80 + 80j, 12 + 85j):
-        assert grip.cut(PICTURE, place) is None
-    halves = np.zeros((96, 96, 3), np.uint8)
-    halves[:, 40:] = 200
-    assert grip.cut(halves, 70 + 50j) is None and grip.Thing.at(halves, 70 + 50j, 8) is None
-
-
-def test_without_opencv_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    assert not grip.can_cut()
-    with pytest.raises(ImportError, match=r"msk\[demo\]"):
-        grip.cut(PICTURE, BALL)
 
 
 # -- where a thing ends ------------------------------------------------------------------------------------------------
@@ -243,7 +191,7 @@ def play(tmp_path):
             streams.append(exact.ExactStream(kit, prompt, image, seed=seed, cost=0.01))
             return streams[-1]
 
-        session = Session(open_stream, kit.geometry, name="exact", folder=tmp_path, cut=grip.cut, rest=rest, **options)
+        session = Session(open_stream, kit.geometry, name="exact", folder=tmp_path, cut=cut, rest=rest, **options)
         session.streams, session.events = streams, []
         session.on_event = session.events.append
         session.open(picture or exact.picture(), "a red ball", 3)
@@ -518,7 +466,7 @@ def test_damaged_groups_are_told_of(play, damage):
 
 def test_a_point_that_joins_a_moved_thing_knows_which_part_of_the_picture_it_holds():
     names = iter(range(1000))
-    hold = Hold(W, W, lambda: next(names), cut=grip.cut, rest=True)
+    hold = Hold(W, W, lambda: next(names), cut=cut, rest=True)
     thing = hold.find(PICTURE, BALL, [])
     hold.join(SimpleNamespace(), thing)
     thing.lead([BALL], [BALL + 30])
@@ -533,7 +481,7 @@ def a_hold(seed=0, held=()):
     def name():
         taken = {p.track_id for p in held} | hold.ids
         return next(i for i in iter(lambda: dice.randrange(2048), None) if i not in taken)
-    hold = Hold(W, W, name, cut=grip.cut, rest=True)
+    hold = Hold(W, W, name, cut=cut, rest=True)
     return hold
 
 

@@ -8,17 +8,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "msk"
-ROUTE = {"config", "cache", "flow", "guidance", "attention", "tracks", "tinyvae", "finish", "text", "motion", "carry", "dit",
-         "sample", "stream"}
+ROUTE = {"config", "cache", "flow", "guidance", "attention", "tracks", "tinyvae", "finish", "text", "motion", "fill", "ways",
+         "carry", "dit", "sample", "stream"}
 SIDE = {"world", "clips", "trackers", "camera", "video"}
 MAY = {
     "config": set(), "cache": set(), "flow": set(), "guidance": set(), "weights": set(), "host": set(),
-    "finish": {"carry"},
+    "fill": set(), "ways": {"host"}, "finish": {"fill"},
     **{room: {"config", "host"} for room in ("attention", "tracks", "tinyvae", "text")},
-    **{room: {"config", "host", "tracks"} for room in ("motion", "carry", "camera", "trackers")},
+    **{room: {"config", "host", "tracks"} for room in ("motion", "camera", "trackers")},
+    "carry": {"config", "fill", "host", "tracks", "ways"},
     "world": {"config", "host", "text", "tracks"},      # it speaks the words that the encoder knows
     "video": {"config", "picture", "tracks"},
-    "unet": set(), "cutter": {"unet"}, "plate": {"carry", "unet"}, "grip": {"cutter", "motion", "tracks"},
+    "unet": set(), "cutter": {"unet"}, "plate": {"carry", "fill", "unet"}, "grip": {"cutter", "motion", "tracks"},
     "clips": {"config", "tracks", "video"},             # a clip is a video with its tracks
     "dit": {"config", "attention", "host"},
     "sample": {"flow", "guidance"},
@@ -33,7 +34,7 @@ MAY = {
     "evaluate": ROUTE | SIDE | {"kit"},
     "hands": ROUTE | SIDE | {"kit", "evaluate", "generate", "grip", "viz"},
     "real": ROUTE | SIDE | {"kit", "evaluate", "generate", "grip", "hands", "picture", "viz"},
-    "cuts": ROUTE | SIDE | {"kit", "evaluate", "grip", "viz"},
+    "cuts": ROUTE | SIDE | {"cutter", "kit", "evaluate", "grip", "viz"},
     "words": ROUTE | SIDE | {"kit", "evaluate", "viz"},
     "ablations": ROUTE | SIDE | {"kit", "evaluate", "hands", "bench", "viz", "train"},
 }

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .. import grip
+from ..cutter import can_cut
 from .export import MIME, export
 from .gaze import Gaze
 from .mirror import Eye
@@ -145,7 +145,7 @@ def knowing(kit) -> dict:
     if getattr(kit, "preset", None) is None:
         return {}
     return {"revision": fingerprint(kit), "max_id": kit.preset.tracks.max_id, "eye": Eye(kit), "watch": Gaze(kit),
-            "cut": kit.cut if grip.can_cut() else None, "rest": kit.preset.tracks.carry > 0}
+            "cut": kit.cut if can_cut() else None, "rest": kit.preset.tracks.carry > 0}
 
 
 def ranges(stream) -> dict[str, dict]:

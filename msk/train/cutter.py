@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Geometry
-from ..cutter import Cutter
-from ..grip import SHARE
+from ..cutter import SHARE, Cutter
 from ..world import World
 from .data import about, shades
 

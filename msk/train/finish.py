@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import grip, hands
+from .. import hands
+from ..cutter import can_cut
 from ..evaluate import by_chunks, by_student
 from ..finish import Finish
 from ..kit import Kit
@@ -29,7 +30,7 @@ def played(kit: Kit, world: World, seed: int, frames: int = 45) -> Tensor:
     name = list(hands.CASES)[int(rand() * len(hands.CASES))]
     shot = hands.take(world, hands.CASES[name], seed, frames, max_id) if rand() < DRAGGED else None
     if shot is not None:
-        told = hands.held(kit, shot).told if rand() < .8 and grip.can_cut() else shot.told
+        told = hands.held(kit, shot).told if rand() < .8 and can_cut() else shot.told
         truth, captions, clear = shot.truth, [shot.caption], True
     else:
         clip = world.sample(1, frames, seed=seed)

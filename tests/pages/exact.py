@@ -22,6 +22,13 @@ def picture(geometry: Geometry = GEOMETRY) -> Image.Image:
     return image
 
 
+def disc(shape: tuple[int, int] = (GEOMETRY.height, GEOMETRY.width), centre: complex = complex(*BALL_AT),
+         radius: float = RADIUS) -> np.ndarray:
+    """Where a disc is in a picture of that shape, by default the ball: a mask [H, W] bool."""
+    y, x = np.mgrid[:shape[0], :shape[1]]
+    return np.abs(x + 1j * y - centre) <= radius
+
+
 def red_centre(pixels: np.ndarray) -> tuple[float, float] | None:
     """Where the red ball is in [H, W, 3] uint8 pixels: the middle of what is red, x then y."""
     p = pixels.astype(int)
