@@ -80,8 +80,8 @@ def owned(picture: Tensor, began: Tensor, there: Tensor, reach: float, memo: Mem
 
 
 def of_what_moves(every: Owned, below: Owned, lifted: Tensor, reach: float) -> Tensor:
-    """Which pixels go with tracks that are `lifted` [N + 1] bool, [H * W] bool: owned by every track, and below by those that
-    are not. Beyond an edge from its track a pixel may not be of what moves, unless no other has it."""
+    """Which pixels go with tracks that are `lifted` [N + 1] bool, [H * W] bool: owned by every track, and below by those
+    that are not. Beyond an edge from its track a pixel may not be of what moves, unless no other has it."""
     return lifted[every.whose] & ((every.cost <= reach) | (below.whose == len(lifted) - 1))
 
 
@@ -166,7 +166,7 @@ def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: f
 def _ground(plate: Tensor, ways: Ways, below: Owned, lifted: Tensor, moving: Tensor, reach: float) -> Tensor:
     """The plate [3, H, W] as the tracks that are not lifted move it, and how near one is: [T, 4, H, W].
 
-    What lay under what is `moving` [H * W], and is nobody's, goes with the ground; all that lay there counts as far from one.
+    What lay under what is `moving` [H * W], and is nobody's, goes with the ground; all that lay there counts as far away.
     """
     t, size, nobody = ways.at.shape[1], plate.shape[-2:], len(lifted) - 2
     whose = torch.where((below.whose == nobody) & moving, nobody + 1, below.whose)
