@@ -242,6 +242,6 @@ def encoded(moved: Tensor, encode, geometry: Geometry, start: bool = True) -> Te
     return torch.cat([encode(moved[:, :, :3]) * (near > 0).any(dim=2, keepdim=True), near], dim=2)
 
 
-def carry(tracks: Tracks, picture: Tensor, encode, geometry: Geometry, start: bool = True) -> Tensor:
+def carry(tracks: Tracks, picture: Tensor, encode, geometry: Geometry, start: bool = True, split: Split = by_hand) -> Tensor:
     """What the tracks carry of the given picture, as latents: `encoded`, `moved`. [B, 3, H, W] -> [B, F, C + 4, h, w]"""
-    return encoded(moved(tracks, picture, geometry), encode, geometry, start)
+    return encoded(moved(tracks, picture, geometry, split), encode, geometry, start)

@@ -21,7 +21,7 @@ msk: drag points on a picture and watch the video follow.
            msk models                   every preset: size, memory, disk, licence
   measure  msk bench                    how fast: frames per second, latency, memory
            msk eval                     how good: does it follow, is it sharp
-  make     msk train all                all stages: vae, teacher, causal, distill, cutter, plate, finish
+  make     msk train all                all stages: vae, cutter, plate, teacher, causal, distill, finish
            msk widen BASE               columns for tracks in a Wan transformer, to train from
 """
 

@@ -21,25 +21,40 @@ still calm camera moves quiet
 SPECKS = "snow", "rain", "bubbles", "fireflies"         # in the air: nobody can know where each of them will be
 STIRRING = *SPECKS, "ripples", "flickering", "night", "day", "swaying"      # what no picture shows and no track says
 
+ENDINGS = "fall", "ing", "ies", "es", "ed", "s", "y", "e"
+
 _SPECIAL = ("<pad>", "<null>", "<unk>")
 _INDEX = {word: i for i, word in enumerate((*_SPECIAL, *WORDS))}
 
 
+def _stem(word: str) -> str:
+    """snow of snows, snowy, snowing and snowfall."""
+    ends = (end for end in ENDINGS if word.endswith(end) and not word.endswith("ss") and len(word) > len(end) + 2)
+    return word[:-len(next(ends, "")) or None]
+
+
+_BY_STEM = {_stem(word): word for word in reversed(WORDS)}          # of two with the same stem, the first
+
+
+def words_of(prompt: str) -> list[str]:
+    """The words of a prompt, each as the encoder knows it, if it does, whatever its ending."""
+    return [word if word in _INDEX else _BY_STEM.get(_stem(word), word) for word in re.findall(r"[a-z]+", prompt.lower())]
+
+
 def tokenize(prompt: str, length: int) -> list[int]:
     """Word numbers, padded with 0 to `length`; unknown words share one number, the empty prompt is a word of its own."""
-    words = re.findall(r"[a-z]+", prompt.lower())
-    known = [_INDEX.get(word, _INDEX["<unk>"]) for word in words][:length] or [_INDEX["<null>"]]
+    known = [_INDEX.get(word, _INDEX["<unk>"]) for word in words_of(prompt)][:length] or [_INDEX["<null>"]]
     return known + [0] * (length - len(known))
 
 
 def stirs(prompt: str) -> bool:
     """Does it ask for what no picture shows and no track says?"""
-    return any(word in STIRRING for word in re.findall(r"[a-z]+", prompt.lower()))
+    return any(word in STIRRING for word in words_of(prompt))
 
 
 def unknown_words(prompt: str) -> list[str]:
     """The words of a prompt that this encoder cannot tell apart."""
-    return [word for word in re.findall(r"[a-z]+", prompt.lower()) if word not in _INDEX]
+    return [word for word in words_of(prompt) if word not in _INDEX]
 
 
 class Layer(nn.Module):

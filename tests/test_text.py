@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from msk.config import TextConfig
-from msk.text import WORDS, TextEncoder, tokenize, unknown_words
+from msk.text import WORDS, TextEncoder, stirs, tokenize, unknown_words, words_of
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,20 @@ def test_a_prompt_reads_the_same_in_any_company(encoder, close):
 def test_unknown_words_share_one_place_and_can_be_named(encoder):
     assert torch.equal(encoder(["a zebra"]), encoder(["a giraffe"]))
     assert unknown_words("A zebra in the sea") == ["zebra"]
+
+
+@pytest.mark.parametrize("said, known", [
+    ("it snows", "it snow"), ("Snowy, rainy seas", "snow rain sea"), ("nightfall", "night"), ("bubbling", "bubbles"),
+    ("a firefly", "a fireflies"), ("rippling", "ripples"), ("grassy", "grass"), ("flickers", "flickering"),
+    ("fishes and birds", "fish and bird"), ("a thing on its way", "a thing on its way"), ("it falls", "it falls"),
+])
+def test_words_are_known_whatever_their_endings(said, known):
+    assert " ".join(words_of(said)) == known
+    assert stirs(said) == stirs(known)
+
+
+def test_every_word_that_it_speaks_is_itself():
+    assert words_of(" ".join(WORDS)) == list(WORDS)
 
 
 def test_a_long_prompt_is_cut(encoder):

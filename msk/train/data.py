@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..carry import carry
+from ..carry import Split, by_hand, carry
 from ..config import Preset
 from ..motion import draw_ids
 from ..tinyvae import TinyVAE
@@ -65,13 +65,14 @@ class Pool:
     """A store of clips as latents, with their candidate tracks and captions, that keeps being renewed.
 
     Rendering costs as much as training, so each clip is used a few times, with other tracks, noise and cuts each time.
-    candidates: tracks followed in each clip; 0: one for every 36 square pixels. eventful: see `World`.
+    candidates: tracks followed in each clip; 0: one for every 36 square pixels. split: what parts a picture from what moves
+    in it (see `carry.warp`). eventful: see `World`.
     """
 
-    def __init__(self, preset: Preset, vae: TinyVAE, *, capacity: int = 4096, candidates: int = 0,
+    def __init__(self, preset: Preset, vae: TinyVAE, split: Split = by_hand, *, capacity: int = 4096, candidates: int = 0,
                  frames: int = 45, level: str = "calm", eventful: float | None = None, seed: int = 0,
                  device: str | torch.device = "cpu"):
-        self.preset, self.vae, self.frames, self.device = preset, vae, frames, torch.device(device)
+        self.preset, self.vae, self.split, self.frames, self.device = preset, vae, split, frames, torch.device(device)
         self.world = World(preset.geometry, level, eventful)
         c, (h, w) = preset.vae.latent_channels, preset.geometry.latent_size
         candidates = candidates or max(8, preset.geometry.height * preset.geometry.width // 36)
@@ -121,7 +122,8 @@ class Pool:
         carried = None
         if self.preset.tracks.carry:
             with autocast(self.device), torch.no_grad():
-                carried = carry(tracks, self.first[where] / 255, self.vae.encode_alone, self.preset.geometry)
+                first, encode = self.first[where] / 255, self.vae.encode_alone
+                carried = carry(tracks, first, encode, self.preset.geometry, split=self.split)
         return Batch(self.latents[where, :latent_frames].float(), tracks, prompts, carried, self.clear[at].to(self.device))
 
     def batches(self, count: int, latent_frames: Callable[[], int] | int, fresh: int, seed: int = 0, **drawing

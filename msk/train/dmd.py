@@ -1,4 +1,4 @@
-"""Stage four: Self Forcing with distribution matching. The student trains on the very rollouts that it will play."""
+"""Distillation: Self Forcing with distribution matching. The student trains on the very rollouts that it will play."""
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,4 @@
-"""Stage five: the last touch (`msk.finish`), learned on what the finished student makes of the clips and of hands' drags."""
+"""The last touch (`msk.finish`), learned on what the finished student makes of the clips and of hands' drags."""
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -68,7 +68,7 @@ def taught(learner: Learner, loss_of: Callable, batches: list, steps: int) -> It
 
 def teach(preset: Preset, batches: list[Batch], steps: int, lr: float = 2e-3, seed: int = 0,
           track_head: nn.Module | None = None) -> Teacher:
-    """Stage two in one call, as notebook 04 goes through it. track_head: in place of the preset's."""
+    """The teacher's stage in one call, as notebook 04 goes through it. track_head: in place of the preset's."""
     torch.manual_seed(seed)
     models = untrained(preset, seed, track_head).to(batches[0].latents.device)
     learner = Learner(models, lr, ema=.98, muon=in_blocks, muon_lr=2 * lr)
@@ -78,7 +78,7 @@ def teach(preset: Preset, batches: list[Batch], steps: int, lr: float = 2e-3, se
 
 
 def adapt(models: Teacher, preset: Preset, batches: list[Batch], steps: int, lr: float = 1e-3, seed: int = 0) -> DiT:
-    """Stage three in one call, as notebook 07 goes through it: trajectories of the teacher, then regression."""
+    """The causal stage in one call, as notebook 07 goes through it: trajectories of the teacher, then regression."""
     torch.manual_seed(seed)
     paths = [trajectories(models, preset, batch) for batch in batches]
     student = copy(models.dit)
@@ -89,7 +89,7 @@ def adapt(models: Teacher, preset: Preset, batches: list[Batch], steps: int, lr:
 
 
 def teach_causal(preset: Preset, batches: list[Batch], steps: int, lr: float = 3e-3, seed: int = 0) -> Teacher:
-    """A causal student from nothing: the regression of stage three with true clips on straight lines in place of a teacher's
+    """A causal student from nothing: the same regression with true clips on straight lines in place of a teacher's
     trajectories (`ode.straight`). It meets many sinks and windows."""
     torch.manual_seed(seed)
     models = untrained(preset, seed).to(batches[0].latents.device)

@@ -1,4 +1,4 @@
-"""Stage three: a causal student from the teacher, by regression along the guided teacher's own trajectories."""
+"""The causal start: a student from the teacher, by regression along the guided teacher's own trajectories."""
 from __future__ import annotations
 
 from collections.abc import Iterator

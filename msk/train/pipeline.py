@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..carry import carry
+from ..carry import Split, by_hand, carry
 from ..config import Preset
 from ..cutter import Cutter
 from ..dit import DiT
@@ -40,8 +40,8 @@ from .data import Batch, Pool
 from .loop import Budget, Checkpoint, Learner, Step, autocast, train
 from .teacher import Teacher, seek_ids, teacher_loss
 
-STAGES = ("vae", "teacher", "causal", "distill", "cutter", "plate", "finish")
-SHARE = {"vae": .22, "teacher": .36, "causal": .10, "distill": .13, "cutter": .06, "plate": .06, "finish": .07}   # of "all"
+STAGES = ("vae", "cutter", "plate", "teacher", "causal", "distill", "finish")
+SHARE = {"vae": .22, "cutter": .06, "plate": .06, "teacher": .36, "causal": .10, "distill": .13, "finish": .07}   # of "all"
 HURRIED = 0.5                   # of the VAE's clips: a world that moves calmly never shows it what a hand does
 EVENTFUL = 0.6                  # of the clips, once tracks are followed, have an event: what is left is what no track says
 LATENT_FRAMES = 12              # a training clip: four chunks, so that with one sink and one window chunk eviction happens
@@ -145,8 +145,13 @@ def load_dit(preset: Preset, path: Path, device) -> DiT:
     return dit.to(device)
 
 
+def load_split(preset: Preset, out: Path, device) -> Split:
+    """The plate that lies there, as the models will be shown what is carried by it; without one, an even patch."""
+    return load_late("plate", preset, out, device) or by_hand
+
+
 def make_pool(preset: Preset, out: Path, device, **options) -> Pool:
-    return Pool(preset, load_vae(preset, out, device), device=device, **options)
+    return Pool(preset, load_vae(preset, out, device), load_split(preset, out, device), device=device, **options)
 
 
 @torch.no_grad()
@@ -169,7 +174,8 @@ def preview(preset: Preset, out: Path, models: Teacher, student: DiT | None, nam
     ids = torch.randperm(preset.tracks.max_id, generator=generator)[:tracks.ids.shape[1]].expand(4, -1).to(device)
     with autocast(device):
         latents = vae.encode(clip.frames).float()
-        carried = carry(tracks, clip.frames[:, 0], vae.encode_alone, geometry) if preset.tracks.carry else None
+        split = load_split(preset, out, device)
+        carried = carry(tracks, clip.frames[:, 0], vae.encode_alone, geometry, split=split) if preset.tracks.carry else None
         cond = condition(models, Batch(latents, tracks.with_ids(ids), clip.captions, carried))
         noise = torch.randn(latents.shape, generator=generator).to(device)
         if student is None:
@@ -185,7 +191,7 @@ def preview(preset: Preset, out: Path, models: Teacher, student: DiT | None, nam
     Image.fromarray(picture).save(out / "previews" / f"{name}.png")
 
 
-# --- stages two to five -----------------------------------------------------------------------------------------------
+# --- teacher, student, and what stands beside them ---------------------------------------------------------------------
 
 def in_blocks(name: str, p: Tensor) -> bool:
     """The matrices of the transformer's blocks: those that Muon turns."""
@@ -459,12 +465,11 @@ def run(out: Path, title: str, steps: Iterator[Step], every: int = 20) -> None:
 
 
 # On a GPU the launches cost more than the arithmetic: larger batches, and a store that holds them.
-ON_GPU = {"vae": dict(batch=192), "teacher": dict(batch=256, warm_pool=4096, capacity=32768),
-          "causal": dict(clips=4096, batch=128), "distill": dict(batch=64),
-          "cutter": dict(batch=96), "plate": dict(batch=96),
-          "finish": dict(batch=256, clips=256)}
-TRAINERS = {"vae": train_vae, "teacher": train_teacher, "causal": train_causal, "distill": train_distill,
-            "cutter": train_cutter, "plate": train_plate, "finish": train_finish}
+ON_GPU = {"vae": dict(batch=192), "cutter": dict(batch=96), "plate": dict(batch=96),
+          "teacher": dict(batch=256, warm_pool=4096, capacity=32768), "causal": dict(clips=4096, batch=128),
+          "distill": dict(batch=64), "finish": dict(batch=256, clips=256)}
+TRAINERS = {"vae": train_vae, "cutter": train_cutter, "plate": train_plate, "teacher": train_teacher, "causal": train_causal,
+            "distill": train_distill, "finish": train_finish}
 READS = {"vae": (), "teacher": ("vae",), "causal": ("vae", "teacher", "track_head", "text"),
          "distill": ("vae", "teacher", "track_head", "text", "causal"),
          **dict.fromkeys(LATE, ("vae", "teacher", "track_head", "text", "student"))}

@@ -1,4 +1,4 @@
-"""Stage two: the bidirectional teacher, by rectified flow. It learns the track head and the text encoder along the way."""
+"""The bidirectional teacher, by rectified flow. It learns the track head and the text encoder along the way."""
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,4 @@
-"""Stage one: the tiny VAE. Reconstruction, gradients of the picture, and a small patch critic for crispness."""
+"""The tiny VAE. Reconstruction, gradients of the picture, and a small patch critic for crispness."""
 from __future__ import annotations
 
 from collections.abc import Iterator
