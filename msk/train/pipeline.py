@@ -511,7 +511,8 @@ def main(stage: str = "all", preset: str | Preset = "tiny", budget: float = 3600
         torch.set_num_threads(threads)
     keep_memory()
     if init is not None:
-        for part in (*(READS[stages[0]] or ("teacher", "student", "track_head", "text")), *LATE):        # to be a kit
+        needed = READS["teacher" if stage == "all" else stage]
+        for part in (*(needed or ("teacher", "student", "track_head", "text")), *LATE):                  # to be a kit
             source = Path(init) / f"{part}.safetensors"
             if source.exists() and not (out / source.name).exists():
                 save_weights({n: w.float() for n, w in read_weights(source).items()}, out / source.name)
