@@ -32,12 +32,18 @@ from msk.weights import write_whole
 from msk.world import EVENTS
 
 GALLERY = 12                                    # starting pictures from the world's held-out seeds
+FIRST = 11                                      # of these, open at the start: one thing, by itself
 RECORDINGS = "recordings"
 MAX_UPLOAD = 25 * 1024 ** 2                     # bytes of one picture
 LARGE = 1280                                    # pixels: no model makes frames that are wider or taller
 
 # The page's token comes with the sink's value when the page loads; later values are pictures to open and prompts to follow.
 WIRE_JS = """
+// Gradio calls them "Thumbnail 1 of 12", whatever they show.
+const callByName = () => document.querySelectorAll("#msk-gallery .thumbnail-item").forEach((button) => {
+  const { alt } = button.querySelector("img") ?? {};
+  if (alt) Object.assign(button, { ariaLabel: alt, title: alt });
+});
 const order = () => {
   const wish = props.value;
   if (!wish) return;
@@ -52,8 +58,13 @@ const order = () => {
       field.dispatchEvent(new Event("input", { bubbles: true }));
     });
     mountStage(box, socketHost({ url: "msk/ws", token: wish.token }));
+    new MutationObserver(callByName).observe(document.body, { childList: true, subtree: true });
+    callByName();
   }
-  if (wish.open) box.mskStage.open(wish.open.image, wish.open.prompt, wish.open.seed);
+  if (wish.open) {
+    box.mskStage.open(wish.open.image, wish.open.prompt, wish.open.seed);
+    if (box.getBoundingClientRect().top < 0) box.scrollIntoView();          // on a phone the pictures lie far below it
+  }
   if (wish.say !== undefined) box.mskStage.follow(wish.say);
 };
 watch("value", order);
@@ -79,13 +90,16 @@ CSS = """
 #msk-stage .html-container { padding: 0 !important; overflow: visible; }
 .gradio-container .app { padding: 16px clamp(6px, 6vw - 18px, 32px) !important; }
 #msk-gallery img { border-radius: 8px; }
+#msk-gallery .caption-label { display: none; }
+.gradio-container :is(button, input, textarea):focus-visible { outline: 2px solid var(--body-text-color) !important;
+  outline-offset: 2px; }
 footer { display: none !important; }
 """
 
 CHOOSE = "let who plays change the model: to any, or to these (names or folders); to any where the page is not shared"
-HOW = ("**Press on a thing and drag it**: the video follows your hand while it plays. **Shift-click** pins a spot in place. "
-       "**Enter** starts and ends, **Space** pauses, **W\u00a0A\u00a0S\u00a0D** move the camera, **Ctrl\u00a0Z** takes "
-       "back, **?** lists all.")
+HOW = ("**Press on a thing and drag it**: the video follows your hand while it plays. The tools under the picture pin "
+       "spots, draw paths and fly the camera. By keys: **Shift-click** pins, **Enter** starts and ends, **Space** pauses, "
+       "**W\u00a0A\u00a0S\u00a0D** move the camera, **Ctrl\u00a0Z** takes back, **?** lists all.")
 
 
 def example_pictures(geometry, count: int = GALLERY) -> list[tuple]:
@@ -95,7 +109,8 @@ def example_pictures(geometry, count: int = GALLERY) -> list[tuple]:
     from msk.world import HELD_OUT, World
     clip = World(geometry).sample(count, frames=1, seed=HELD_OUT)
     frames = clip.frames[:, 0].mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [(Image.fromarray(frame), caption) for frame, caption in zip(frames, clip.captions)]
+    found = [(Image.fromarray(frame), caption) for frame, caption in zip(frames, clip.captions)]
+    return found[FIRST:] + found[:FIRST]
 
 
 @dataclass
@@ -109,17 +124,18 @@ class Scene:
     def new_session(self) -> Session:
         return Session(self.open_stream, self.kit.geometry, name=self.kit.name, **self.session_options)
 
-    def thumbnails(self) -> list[str]:
-        """The pictures as files, written once: Gradio writes them again for each page, also while another is sent them."""
+    def thumbnails(self) -> list[tuple[str, str]]:
+        """The pictures as files with their captions, written once: Gradio writes pictures again for each page, also while
+        another is sent them."""
         found = []
-        for image, _ in self.pictures:
+        for image, caption in self.pictures:
             packed = io.BytesIO()
             fitted(image, self.kit.geometry).save(packed, "PNG")
             place = Path(os.environ["GRADIO_TEMP_DIR"]) / f"{hashlib.sha256(packed.getvalue()).hexdigest()[:24]}.png"
             if not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(place, packed.getvalue())
-            found.append(str(place))
+            found.append((str(place), caption))
         return found
 
 
@@ -169,10 +185,12 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
     def follow(prompt: str) -> dict:
         return {"turn": next(turns), "token": lobby.tokens.issue(), "say": (prompt or "")[:1000]}
 
+    def without_events(prompt: str) -> list[str]:
+        return [part for part in map(str.strip, (prompt or "").split(",")) if part and part not in EVENTS.values()]
+
     def befall(event: str, prompt: str) -> tuple[str, dict]:
         """The prompt with this event in place of any other."""
-        said = [part for part in map(str.strip, (prompt or "").split(",")) if part and part not in EVENTS.values()]
-        prompt = ", ".join([*said, *[event] * bool(event)])
+        prompt = ", ".join([*without_events(prompt), *[event] * bool(event)])
         return prompt, follow(prompt)
 
     def greet() -> dict:
@@ -189,7 +207,9 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
             image = shelf.upload(picture)
         except (ValueError, OSError) as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return image, wish(image, prompt, seed)
+        if without_events(prompt) in [without_events(caption) for _, caption in scene.pictures]:
+            prompt = ""                                 # it says what was seen before
+        return image, prompt, gr.Gallery(selected_index=None), wish(image, prompt, seed)
 
     with gr.Blocks(title="msk: the live canvas", analytics_enabled=False) as page:
         gr.HTML("<h1>The live canvas</h1><p>Drag anything. A diffusion model streams the video that follows your hand.</p>",
@@ -207,14 +227,15 @@ def build(kit, pictures: list[tuple] | None = None, open_stream: Callable | None
                 upload = gr.UploadButton("Your own picture", file_types=["image"], type="filepath", size="sm")
                 prompt = gr.Textbox(scene.pictures[0][1], label="Prompt", lines=1, max_lines=3, max_length=1000,
                                     info="What no point can say. Enter applies it.",
-                                    elem_id="msk-prompt")
+                                    placeholder="what is seen, in a few words", elem_id="msk-prompt")
                 weather = gr.Radio([("none", ""), *((event, event) for event in EVENTS.values() if event)], value="",
                                    label="Weather and light", elem_id="msk-weather")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2 ** 31 - 1)
 
         gallery.select(pick, [seed], [current, prompt, sink], show_progress="hidden", api_visibility="private")
         sink.apply(lambda: scene.thumbnails(), None, [gallery], show_progress="hidden", api_visibility="private")
-        upload.upload(take_upload, [upload, prompt, seed], [current, sink], show_progress="hidden", api_visibility="private")
+        upload.upload(take_upload, [upload, prompt, seed], [current, prompt, gallery, sink], show_progress="hidden",
+                      api_visibility="private")
         seed.submit(wish, [current, prompt, seed], [sink], show_progress="hidden", api_visibility="private")
         prompt.submit(follow, [prompt], [sink], show_progress="hidden", api_visibility="private")
         prompt.change(None, [prompt], [weather], js=HEARD_JS, show_progress="hidden", api_visibility="private")

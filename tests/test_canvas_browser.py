@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from msk.cutter import cut
+from msk.live.server import Lobby
 from tests.pages import exact
 from tests.pages.browser import Stage
 from tests.pages.serve import free_port, serve
@@ -303,6 +304,33 @@ def test_redo_help_and_figures(stage):
     stage.expect(".help.on").to_have_count(0)
 
 
+def test_after_a_reset_nothing_is_said_of_the_video_that_is_gone(stage):
+    stage.drag(BALL, (0.6, 0.5))
+    stage.wait("stage.current.index > 12")
+    stage.expect(".hud .memory i").not_to_have_count(0)
+    stage.page.keyboard.press("h")
+    stage.page.locator(".msk-host [data-do=reset]").click()
+    stage.state("ready").expect(".hud .memory i").to_have_count(0)
+    stage.expect(".hud .took").to_have_text("–")
+    stage.expect(".hint").to_have_text("Press Enter to play, or drag a point")
+    stage.page.keyboard.press("h")
+
+
+def test_an_export_that_takes_long_says_that_it_is_being_made(stage, monkeypatch):
+    ended = threading.Event()
+    made = Lobby._export
+    monkeypatch.setattr(Lobby, "_export", lambda *given: ended.wait(60) and made(*given))
+    stage.drag(BALL, (0.6, 0.5))
+    stage.wait("stage.current.index > 12")
+    stage.page.keyboard.press(" ")
+    stage.state("paused").page.get_by_label("What to export").select_option("png")
+    with stage.page.expect_download(timeout=60_000):
+        stage.page.get_by_role("button", name="Export still").click()
+        stage.expect(".hint").to_have_text("making the still…")
+        ended.set()
+    stage.expect(".hint").to_contain_text("saved")
+
+
 @pytest.mark.parametrize("what, opens", [("webp", b"RIFF"), ("gif", b"GIF8"), ("png", b"\x89PNG"), ("npz", b"PK"),
                                          ("tracks", b"{")])
 def test_every_other_export_comes(stage, what, opens):
@@ -328,6 +356,8 @@ def test_another_picture_and_an_upload_are_taken(stage):
     stage.wait("stage.kept.filter((f) => f.still).length > 2 && stage.current === stage.kept.at(-1)")
     r, g, b = stage.ask("stage.pixels().then((p) => [...p.data.slice(0, 3)])")
     assert r > 230 and 180 < g < 220 and b < 40
+    stage.expect(stage.page.get_by_label("Prompt")).to_have_value("")               # what was said of the other picture
+    stage.expect("#msk-gallery .thumbnail-item.selected").to_have_count(0)
     stage.state("ready")
     stage.page.keyboard.press("Escape")
     stage.page.locator(".msk-host .top").click(position={"x": 5, "y": 5})
@@ -369,9 +399,13 @@ def test_a_second_page_waits_and_then_plays(stage, browser, canvas):
         other.expect(".veil").to_contain_text("you are number 1 in line")
         box = other.page.locator(".msk-host .screen").bounding_box()
         assert box["height"] > 300 and box["width"] > 300                   # it can be read
+        other.page.locator("#msk-gallery .thumbnail-item").nth(2).click()
+        chosen = canvas[0].pictures["start-2"]
         stage.page.goto("about:blank")
         other.state("ready").wait("stage.current")
-        other.page.keyboard.press("Enter")
+        until(lambda: canvas[0].player.session.source.tobytes() == chosen.tobytes())        # what it chose in line
+        other.wait("stage.prompt === document.querySelector('#msk-prompt textarea').value").state("ready")
+        other.page.get_by_role("button", name="Start").click()
         other.wait("stage.current.index > 3")
         assert other.complaints == []
     finally:

@@ -567,12 +567,56 @@ def test_keys_alone_lay_points_boxes_and_paths(stage, session):
     keys.press("Escape")
     keys.press(".")
     assert stage.ask("[...stage.chosen]") == [1]
+    stage.expect(".hint").to_have_text("Handle, 1 of 3: 48 % across, 40 % down")        # for who does not see it
     keys.press(",")
     assert stage.ask("[...stage.chosen]") == [3]
+    stage.expect(".hint").to_contain_text("Path, 3 of 3")
+    keys.press("Escape")
+    keys.press("ArrowDown")
+    stage.expect(".hint").to_contain_text("Cross: ")
     keys.press("Control+a")
     assert sorted(stage.ask("[...stage.chosen]")) == [1, 2, 3]
     keys.press("Delete")
     until(lambda: not session.points)
+
+
+def test_where_the_keyboard_is_is_seen_and_pictures_have_names(stage):
+    stage.expect(stage.page.get_by_role("button", name="a red ball")).to_have_count(1)
+    assert stage.page.get_by_role("button", name="Thumbnail").count() == 0
+    stage.page.locator("#msk-gallery .thumbnail-item").last.focus()
+    seen = []
+    for _ in range(5):
+        stage.page.keyboard.press("Tab")
+        seen.append(stage.page.evaluate("((e) => [e.tagName, getComputedStyle(e).outline])(document.activeElement)"))
+    assert {"BUTTON", "TEXTAREA", "INPUT"} == {tag for tag, _ in seen}
+    assert all("solid" in outline for _, outline in seen)
+
+
+def test_the_list_of_keys_is_scrolled_by_keys_where_it_is_longer_than_the_picture(browser, canvas):
+    stage = Stage(browser, canvas[1], 1280, 600).state("ready").wait("stage.current")
+    stage.page.locator(".msk-host .stage").focus()
+    stage.page.keyboard.press("?")
+    stage.expect("[data-do=help]").to_have_attribute("aria-expanded", "true")
+    last = stage.page.locator(".msk-host .help dd").last
+    assert not shown(last)
+    for _ in range(30):
+        stage.page.keyboard.press("ArrowDown")
+    assert shown(last) and stage.ask("stage.cross") is None
+    stage.page.keyboard.press("Escape")
+    stage.expect("[data-do=help]").to_have_attribute("aria-expanded", "false")
+    stage.page.close()
+    assert stage.complaints == []
+
+
+def shown(locator):
+    return locator.evaluate("(e) => e.getBoundingClientRect().bottom <= e.closest('.screen').getBoundingClientRect().bottom")
+
+
+def test_on_a_laptop_picture_tools_and_their_settings_are_seen_at_once(browser, canvas):
+    stage = Stage(browser, canvas[1], 1280, 800).state("ready").wait("stage.current").steady()
+    box = stage.page.locator(".msk-host .options").bounding_box()
+    stage.page.close()
+    assert box["y"] + box["height"] <= 800
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
@@ -612,6 +656,22 @@ def test_on_a_phone_nothing_sticks_out_and_fingers_find_the_tools(browser, canva
             assert box["left"] >= 0 and box["right"] <= 390
         tall = stage.ask(f"{SCREEN}.querySelector('button[data-tool={tool}]').offsetHeight")
         assert tall >= 44
+    stage.page.close()
+    assert stage.complaints == []
+
+
+def test_on_a_phone_a_picture_that_is_picked_is_seen_and_no_key_is_asked_for(browser, canvas):
+    stage = Stage(browser, canvas[1], width=390, height=844, has_touch=True, is_mobile=True)
+    stage.state("ready").wait("stage.current").steady()
+    stage.page.locator("#msk-gallery .thumbnail-item").nth(3).tap()
+    stage.wait("stage.kept.filter((f) => f.still).length > 1").state("ready").steady()
+    assert stage.page.locator(".msk-host .screen").bounding_box()["y"] >= 0
+    stage.page.get_by_role("button", name="Start").tap()
+    stage.wait("stage.current.index > 3")
+    stage.page.get_by_role("button", name="End").tap()
+    stage.expect(".hint").to_have_text("Ended: press Again to begin anew")
+    stage.page.locator(".msk-host .top").tap()
+    stage.expect(".hint").to_have_text("This take has ended: press Again to begin anew")
     stage.page.close()
     assert stage.complaints == []
 

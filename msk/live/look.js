@@ -24,7 +24,7 @@ const STAGE_CSS = `
 .memory { display: inline-flex; gap: 2px; } .memory i { width: 6px; height: 10px; border-radius: 2px; background: var(--dim); }
 .memory .sink { background: var(--path); } .memory .now { background: var(--live); } .fewer { color: #e0a030; }
 
-.screen { position: relative; width: 100%; aspect-ratio: 1; max-width: 68vh; max-height: 68vh; margin: 0 auto;
+.screen { position: relative; width: 100%; aspect-ratio: 1; max-width: 60vh; max-height: 60vh; margin: 0 auto;
   border-radius: 10px; overflow: hidden;
   background: #05070a; color: #e8ecf3; touch-action: none; user-select: none; -webkit-user-select: none; }
 canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
@@ -52,7 +52,7 @@ button.main { background: var(--live); border-color: var(--live); color: #06120c
 button.square { width: 34px; padding: 0; } select { padding: 0 6px; }
 svg { width: 18px; height: 18px; fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linecap: round;
   stroke-linejoin: round; flex: none; }
-kbd { font: 11px/1 ui-monospace, Consolas, monospace; color: inherit; opacity: .6; border: 1px solid currentColor;
+kbd { font: 11px/1 ui-monospace, Consolas, monospace; color: inherit; opacity: .75; border: 1px solid currentColor;
   border-radius: 4px; padding: 2px 4px; }
 label { display: inline-flex; align-items: center; gap: 6px; color: var(--dim); white-space: nowrap; }
 input[type=range] { width: 96px; height: 20px; margin: 0; accent-color: var(--accent); }
@@ -231,7 +231,7 @@ const STAGE_HTML = `
      aria-label="Live canvas. Click to add a point, drag it while the video plays. Enter starts and ends, Space pauses,
        Control Z takes back. Arrows move a cross or what is chosen, I uses the tool there. Question mark lists all keys.">
   <div class="head">
-    <div class="who"><span class="dot"></span><span class="state">connecting</span></div>
+    <div class="who"><span class="dot"></span><span class="state" role="status">connecting</span></div>
     <div class="hud" aria-hidden="true"><span><b class="fps">–</b> fps</span>
       <span title="from moving the pointer to drawing a frame that knows of it: the median of the latest 300 moves, and what 95 % of them do not exceed"><b
         class="ms">–</b> ms, p95 <b class="p95">–</b></span>
@@ -287,7 +287,7 @@ const STAGE_HTML = `
     <span class="gap"></span>
     <button data-do="last" hidden>Last session</button>
     <button data-do="bring" title="Play a saved session again, and go on where it ended">Open session</button>
-    <button data-do="help" class="square" title="All keys" aria-label="Keys">?</button>
+    <button data-do="help" class="square" title="All keys" aria-label="Keys" aria-expanded="false">?</button>
   </div>
   <div class="bar models" role="group" aria-label="Model" hidden>
     <label>Model <select class="model" aria-label="Model"></select></label>

@@ -255,6 +255,7 @@ function mountStage(el, host) {
   const remembered = { get take() { try { return localStorage.getItem("msk-take"); } catch { return null; } },
     set take(name) { try { localStorage.setItem("msk-take", name); } catch { } } };
   let last = null;                            // the take that this browser made before
+  let wished = null;                          // the picture that was asked for before the stage was this page's
   // id -> {kind, x, y, shown, trail, leaving, nodes, loop, speed, head}: x, y where it should be, shown where it is;
   // of a path, x, y is its start, nodes its way and head the time it is shown at
   const points = new Map();
@@ -280,6 +281,7 @@ function mountStage(el, host) {
 
   function ask(type, then) {
     wanted = then;
+    hush();
     say({ type }, ["state"]);
   }
 
@@ -290,6 +292,8 @@ function mountStage(el, host) {
     stale = true;
     if (bad) errors.push(text);
   }
+
+  function hush() { hintUntil = 0; stale = true; }
 
   function setState(next) {
     state = next;
@@ -333,9 +337,11 @@ function mountStage(el, host) {
       showModels();
       if (model && model !== m.playing) el.dispatchEvent(new CustomEvent("msk-model", { detail: m.playing, bubbles: true }));
       screen.style.aspectRatio = `${m.width} / ${m.height}`;
-      screen.style.maxWidth = `calc(68vh * ${m.width / m.height})`;
+      screen.style.maxWidth = `calc(60vh * ${m.width / m.height})`;
       veil.classList.remove("on");
       if (last && m.keeps) say({ type: "recall", take: last });
+      if (wished) say(wished);
+      wished = null;
       if (looking &&= m.map) say({ type: "look", on: true });
       if (gazing &&= m.gaze) askGaze();
       resize();
@@ -348,7 +354,10 @@ function mountStage(el, host) {
       if (m.take && host.everywhere) remembered.take = m.take;
       if (m.prompt !== prompt) el.dispatchEvent(new CustomEvent("msk-prompt", { detail: prompt = m.prompt, bubbles: true }));
       veil.classList.remove("on");
-      if (m.state === "opening") { queue = []; pending = []; lastEcho = -Infinity; maps.clear(); gazes.clear(); showSights(); }
+      if (m.state === "opening") {
+        queue = []; pending = []; lastEcho = -Infinity; maps.clear(); gazes.clear();
+        showSights(); forgetMade();
+      }
       setState(m.state);
     } else if (m.type === "map" || m.type === "gaze") {
       const known = m.type === "map" ? maps : gazes;
@@ -503,6 +512,11 @@ function mountStage(el, host) {
     if (busy && loading.share !== null) bar.value = loading.share; else bar.removeAttribute("value");
   }
 
+  function forgetMade() {
+    $(".memory").replaceChildren();
+    $(".took").textContent = "–"; $(".fewer").textContent = ""; $(".made").title = "no chunk has been made yet";
+  }
+
   // What the latest chunk took, and what the next one will see of those before it.
   function showMade({ chunk, whole, steps: [steps, full], memory: { sink, window } }) {
     const pieces = [...sink.map(() => "sink"), ...window.map(() => "window"), "now"];
@@ -567,8 +581,8 @@ function mountStage(el, host) {
     const [enter, space] = touches.matches ? ["Start", "Resume"] : ["Enter", "Space"];
     const begin = points.size ? `Press ${enter} to play, or drag a point` : HINTS[tool];
     const ready = script ? `A kept session: ${enter} plays it again` : begin;
-    const ended = `Ended: ${touches.matches ? "Again" : enter} begins again`;
-    const idle = { ready, paused: `Paused: ${space} goes on`, ended }[state] || "";
+    const idle = { ready, paused: `Paused: ${space} goes on`, ended: `Ended: ${beginAgain()}`,
+      failed: `Stopped: ${beginAgain()}` }[state] || "";
     const text = now < hintUntil ? hintText : draft || hands.size || corner ? "" : idle;
     if (hint.textContent !== text && text) hint.textContent = text;
     hint.classList.toggle("on", !!text && !veil.classList.contains("on"));
@@ -610,10 +624,10 @@ function mountStage(el, host) {
     const on = runs(wanted), pressed = (name, value) => {
       for (const b of all(`[data-${name}]`)) b.setAttribute("aria-pressed", String(b.dataset[name] === value));
     };
-    $(".state").textContent = WORDS[state] || state;
+    if ($(".state").textContent !== WORDS[state]) $(".state").textContent = WORDS[state];      // each change is read out
     $(".dot").className = "dot " + state;
     for (const part of all(".tools, .options, .files")) part.inert = !greeted;
-    $("[data-do=toggle] span").textContent = on ? "End" : wanted === "ended" ? "Again" : "Start";
+    $("[data-do=toggle] span").textContent = on ? "End" : isOver() ? "Again" : "Start";
     $("[data-do=toggle]").classList.toggle("main", !on);
     $("[data-do=hold] span").textContent = wanted === "paused" ? "Resume" : "Pause";
     const picture = state !== "empty";
@@ -949,12 +963,13 @@ function mountStage(el, host) {
     choose([...points].filter(([, p]) => within(inside(placeOf(p)))).map(([id]) => id), more);
   }
 
-  const ENDED = "This take has ended: press Enter to begin again.";
   const isOver = () => wanted === "ended" || wanted === "failed";
+  const beginAgain = () => `press ${touches.matches ? "Again" : "Enter"} to begin anew`;
+  const tellOver = () => note(`This take has ended: ${beginAgain()}`);
 
   // The camera: one finger pans, two zoom and roll as well.
   const flying = makeFlying((move) => {
-    if (isOver()) return note(ENDED);
+    if (isOver()) return tellOver();
     say({ type: "camera", ...move });
     play();
   });
@@ -1001,7 +1016,7 @@ function mountStage(el, host) {
     event.preventDefault();
     box.focus({ preventScroll: true });
     cross = corner = null;
-    if (isOver()) return note(ENDED);
+    if (isOver()) return tellOver();
     const hand = begin(event, where(event));
     refresh();
     if (!hand) return;
@@ -1060,17 +1075,24 @@ function mountStage(el, host) {
       say({ type: "rest", on: rest }, ["rest"]);
       note(rest ? "what no hand moves stays still" : "the rest is free");
     },
-    help: () => $(".help").classList.toggle("on"),
+    help: () => openHelp(!helps()),
     look: () => { if (hello.map) { looking = !looking; say({ type: "look", on: looking }); maps.clear(); showMap(); } },
     gaze: () => { if (hello.gaze) { gazing = !gazing; askGaze(); gazes.clear(); showGaze(); } },
-    file: () => say({ type: "export", what: $(".what").value, mark: $(".tag").checked }),
+    file: () => {
+      note(`making the ${EXPORTS[$(".what").value]}…`, false, 60);
+      say({ type: "export", what: $(".what").value, mark: $(".tag").checked });
+    },
     last: () => say({ type: "load", take: last }),
     change: () => say({ type: "model", name: $(".model").value }),
     bring: () => {
       const input = document.createElement("input");
       input.type = "file"; input.accept = ".json,.jsonl";
-      input.onchange = () => host.bring(input.files[0]).then((why) => why && note(why, true, 8),
-        (error) => note(`The file could not be sent: ${error.message}`, true, 8));
+      input.onchange = () => {
+        const [file] = input.files, busy = `opening ${file.name}…`;
+        note(busy, false, 60);
+        host.bring(file).then((why) => why ? note(why, true, 8) : hintText === busy && hush(),     // it may have more to say
+          (error) => note(`The file could not be sent: ${error.message}`, true, 8));
+      };
       input.click();
     },
     remove: () => {
@@ -1093,6 +1115,12 @@ function mountStage(el, host) {
     even: () => changeWays(({ nodes }) => ({ nodes: byLength(nodes,
       Math.min(hello.max_nodes, Math.max(nodes.length, Math.round(lastOf(nodes)[0] * WAY_RATE) + 1)), tall()) })),
   };
+
+  const helps = () => $(".help").classList.contains("on");
+  function openHelp(on) {
+    $(".help").classList.toggle("on", on);
+    $("[data-do=help]").setAttribute("aria-expanded", String(on));
+  }
 
   function setTool(name) {
     tool = name; draft = corner = node = null; over = null;
@@ -1128,11 +1156,12 @@ function mountStage(el, host) {
     changeWays(() => ({ speed: waySpeed }));
   });
 
-  // The arrows: what is chosen moves; with nothing chosen, the cross does.
+  // The arrows: what is chosen moves; with nothing chosen, the cross does. A list that is open is scrolled.
   function arrow(x, y) {
+    if (helps()) return $(".help").scrollBy(0, 2000 * y);
     if (draft || !chosen.size) {
       cross = inside(cross ? { x: cross.x + x, y: cross.y + y } : { x: 0.5, y: 0.5 });
-      return;
+      return note(`Cross: ${spell(cross)}`, false, 2);
     }
     if (node !== null) {
       const id = editable(), [, nx, ny] = points.get(id).nodes[node];
@@ -1154,7 +1183,7 @@ function mountStage(el, host) {
     if (node !== null) return addNodeBehind(editable());
     if (!cross) cross = { x: 0.5, y: 0.5 };
     const event = { timeStamp: performance.now(), type: "pointerup" };
-    if (isOver()) return note(ENDED);
+    if (isOver()) return tellOver();
     if (tool === "grid" || tool === "select") {
       if (!corner) { corner = cross; return; }
       const rectangle = boxOf(corner, cross);
@@ -1168,7 +1197,10 @@ function mountStage(el, host) {
 
   function chooseNext(step) {
     const ids = [...points.keys()].sort((a, b) => a - b), at = ids.indexOf([...chosen][0]);
-    if (ids.length) choose([ids[(at < 0 ? (step > 0 ? 0 : ids.length - 1) : at + step + ids.length) % ids.length]]);
+    if (!ids.length) return note("There is no point yet: press on a thing, or I where the cross is.");
+    const next = (at < 0 ? (step > 0 ? 0 : ids.length - 1) : at + step + ids.length) % ids.length, p = points.get(ids[next]);
+    choose([ids[next]]);
+    note(`${{ live: "Handle", pin: "Pin", path: "Path" }[p.kind]}, ${next + 1} of ${ids.length}: ${spell(placeOf(p))}`, false, 3);
   }
 
   // A node of the chosen path, or else of the first there is: the next one, or the one before; after the last the first.
@@ -1183,18 +1215,20 @@ function mountStage(el, host) {
     tellNode();
   }
 
+  const spell = ({ x, y }) => `${Math.round(100 * x)} % across, ${Math.round(100 * y)} % down`;
+
   // Said where a screen reader hears it.
   function tellNode() {
     if (node === null) return;
-    const { nodes } = points.get(editable()), [, x, y] = nodes[node].map((share) => Math.round(100 * share));
-    note(`Node ${node + 1} of ${nodes.length}: ${x} % across, ${y} % down`, false, 3);
+    const { nodes } = points.get(editable());
+    note(`Node ${node + 1} of ${nodes.length}: ${spell(spotOf(nodes[node]))}`, false, 3);
   }
 
   function escape() {
     if (draft) draft = null;
     else if (node !== null) node = null;
     else { chosen.clear(); cross = corner = null; }
-    $(".help").classList.remove("on");
+    openHelp(false);
   }
 
   const WRITES = "input, textarea, select, [contenteditable=true], [role=listbox], [role=option]";
@@ -1249,7 +1283,10 @@ function mountStage(el, host) {
     say,
     get prompt() { return prompt; },
     follow: (prompt) => say({ type: "say", prompt }),
-    open: (image, prompt, seed) => say({ type: "open", image, prompt, seed }),
+    open(image, prompt, seed) {
+      const wish = { type: "open", image, prompt, seed };
+      if (greeted) say(wish); else wished = wish;
+    },
     ...acts,
     // The pixels of a frame this page received (the shown one unless told): {width, height, data} with data RGBA.
     async pixels(f = current) {
