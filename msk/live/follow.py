@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MAX_TRAIL = 256             # pointer samples remembered for each point
 
@@ -25,6 +25,18 @@ class Follow:
     hurry: float = 0.5          # share of a chunk in which a resting pointer is reached
     stiffness: float = 0.7      # of the spring, per frame
     rest: float = 0.1           # seconds without a sample after which the hand counts as resting
+
+
+@dataclass
+class Clock:
+    """The page's milliseconds as the server's seconds: the quickest message so far tells the difference."""
+    offset: float | None = None
+    recent: deque = field(default_factory=lambda: deque(maxlen=200))
+
+    def here(self, t: float, now: float) -> float:
+        self.recent.append(now - t / 1000)
+        self.offset = min(self.recent)
+        return min(t / 1000 + self.offset, now)
 
 
 class Follower:
