@@ -212,6 +212,16 @@ def test_a_chunk_is_made_as_late_as_playback_allows(play):
     assert min(asked) < 0.4                                     # of the half second that a chunk plays
 
 
+def test_a_picture_that_is_opened_as_a_chunk_begins_is_not_shown_the_old_one(play):
+    session = play()
+    until(lambda: session.state == "ready")
+    with session.changed:
+        session.open(exact.picture(), "another", 4)
+        session.start()
+        session.engine._make_chunk()                            # it was decided on just before
+        assert not session.streams[0].asked and session.player.index == 0
+
+
 def test_pause_holds_and_resume_goes_on_with_the_next_frame(play):
     session = play()
     session.start()
@@ -643,6 +653,23 @@ def test_recall_finds_nothing_outside_its_folder(play, tmp_path):
         assert not any(e["type"] == "kept" for e in session.events[count:])
         with pytest.raises(ProtocolError, match="not here any more"):
             session.hear({"type": "load", "take": name})
+
+
+def test_a_kept_session_that_is_damaged_is_not_offered(play, tmp_path):
+    name = "take-20260101-000000-" + "0" * 16
+    (tmp_path / f"{name}.json").write_text("{")
+    session = play(folder=tmp_path)
+    session.hear({"type": "recall", "take": name})
+    assert not any(e["type"] == "kept" for e in session.events)
+    with pytest.raises(ProtocolError, match="holds no session"):
+        session.hear({"type": "load", "take": name})
+
+
+def test_points_that_are_damaged_are_passed_over(play, kept):
+    session, (point,) = play(), kept[1]["points"]
+    damaged = [point | {"id": math.inf}, point | {"at": None}, {}, 7]
+    session.load(kept[1] | {"chunks": [], "points": [*damaged, point]})
+    assert list(session.points) == [1]
 
 
 @pytest.mark.parametrize("damage", [

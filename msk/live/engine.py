@@ -29,7 +29,7 @@ KEPT = ("ids", "who", "xy", "origin", "seen", "held", "steps")     # of a chunk 
 
 
 class Engine:
-    """The stream of a Session. All but what has an underscore is for those who hold the session's lock.
+    """The stream of a Session, whose rooms it sees and changes under its lock; who has that may use what has no underscore.
 
     fewest: denoising steps that a late chunk gets at least.
     """
@@ -49,8 +49,6 @@ class Engine:
         self._pace = Pace(1)
         self._making: deque[float] = deque(maxlen=8)    # seconds from asking to frames, of the latest chunks
         self._cycle: deque[float] = deque(maxlen=8)     # the same with the clean pass
-
-    # -- what the session asks ---------------------------------------------------------------------------------------
 
     def check(self, how: dict) -> None:
         """May it be tuned so? Raises ProtocolError."""
@@ -80,8 +78,6 @@ class Engine:
             self.anchors.pop()
         else:
             self.anchors.append(on)
-
-    # -- the thread --------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         import torch
@@ -126,7 +122,8 @@ class Engine:
 
     @property
     def _makes(self) -> bool:
-        return self.session.state == "playing" and self.session.script.hold_at is None
+        return (self.session.state == "playing" and self.session.script.hold_at is None
+                and not (self.opens or self.resets or self.closed))
 
     def _patience(self) -> float | None:
         """Seconds the next chunk can still wait for news of the pointer; None: until something changes."""
@@ -156,8 +153,6 @@ class Engine:
             if era == session.player.era and session.state == "opening":
                 session.state = "ready"
                 session.tell()
-
-    # -- things ------------------------------------------------------------------------------------------------------
 
     def _take_hold(self) -> None:
         """Find what is under a new point; all points on it take hold of it."""
@@ -206,13 +201,13 @@ class Engine:
                 hold.again(groups, flown, session.points, found)
                 session.tell()
 
-    # -- chunks ------------------------------------------------------------------------------------------------------
-
     def _make_chunk(self) -> None:
         session, player, stream, began = self.session, self.session.player, self.stream, time.monotonic()
         frames = stream.frames_wanted
         with session.changed:
-            era, chunk, echo, skips = player.era, player.chunk, session.echo, session.script.skips
+            if not self._makes:                         # a hand came in between
+                return
+            era, chunk, echo, skips = player.era, player.chunk, session.hand.echo, session.script.skips
             record, marks, again = self._ask(frames, began)
             prompt, anchored, self.anchors, look = session.prompt, self.anchors, [], session.eye if self.looks else None
             tuning = {name: value for name, value in self.wishes.items() if name in self._usual}
@@ -286,7 +281,7 @@ class Engine:
             points=points, hold=(board.hold.grips, board.hold.rest))}
         if chunk == 0:
             record["points"] = points
-        if session.samples:
-            record["hand"] = list(session.samples)
-            session.samples.clear()
+        if session.hand.samples:
+            record["hand"] = list(session.hand.samples)
+            session.hand.samples.clear()
         return record, marks, again is not None

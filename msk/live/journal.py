@@ -76,16 +76,14 @@ class Journal:
 
     def write(self, take: Take, picture) -> None:
         """A frame that was shown; `writing` was set as it was."""
-        failed = None
         try:
             take.write(picture)
         except Exception as error:
             log.exception("recording")
-            failed = error
+            with self.changed:
+                self._lose(take, error)
         with self.changed:
             self.writing = False
-            if failed is not None:
-                self._lose(take, failed)
             self.changed.notify_all()
 
     def close_next(self) -> None:

@@ -1,7 +1,6 @@
 """What a chunk is asked to be, as the session file keeps it: by the board, or again by a kept session."""
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,6 +9,7 @@ import numpy as np
 
 from ..grip import inside
 from .board import Board
+from .hold import pair
 from .protocol import Mark
 
 
@@ -24,18 +24,13 @@ def ask(board: Board, frames: int, first: bool, now: float, fps: float) -> tuple
     marks = [[Mark(id, kind, *board.share(path[i])) for _, id, kind, path, seen, _ in asked
               if seen[i] or kind != "camera"] for i in range(frames)]
     record = {"ids": [a[0] for a in asked], "who": [[a[1], a[2]] for a in asked],
-              "xy": [[_round(a[3][i]) for a in asked] for i in range(frames)] if asked else [],
-              "origin": [None if a[5] is None else _round(a[5]) for a in asked]}
+              "xy": [[pair(a[3][i]) for a in asked] for i in range(frames)] if asked else [],
+              "origin": [pair(a[5]) for a in asked]}
     if not all(all(a[4]) for a in asked):
         record["seen"] = [[int(a[4][i]) for a in asked] for i in range(frames)]
     if groups:
         record["held"] = groups
     return record, marks
-
-
-def _round(place: complex) -> list[float]:
-    """Pixels as they are asked and kept: what is written is what is read again."""
-    return [round(place.real, 3), round(place.imag, 3)] if math.isfinite(abs(place)) else [0.0, 0.0]
 
 
 class Script:

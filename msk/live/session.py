@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from PIL import Image
 from ..picture import fitted, read_picture
 from .board import Board
 from .engine import Engine
-from .follow import Clock, Follow
+from .follow import Clock, Follow, Hand
 from .journal import Journal
 from .player import Frame, Player
 from .points import Deeds
@@ -32,7 +31,6 @@ from .record import Take, check_session, find, read_session
 from .replay import packed, picture_of
 from .script import Script
 
-MAX_HAND = 240      # pointer samples kept of each chunk
 HEARD = ("start", "stop", "pause", "resume", "reset", "skip", "look", "gaze", "add", "grid", "path", "grab", "release",
          "pin", "remove", "say", "anchor", "camera", "grip", "rest", "undo", "redo")
 
@@ -55,9 +53,7 @@ class Session:
         self.prompt, self.seed = "", 0
         self.heard = 0                                  # the number of this page's latest message that was dealt with
         self.paused_at = self.touched = time.monotonic()
-        self.echo: float | None = None                  # newest pointer sample, in the page's milliseconds
-        self.samples: deque[list] = deque(maxlen=MAX_HAND)      # what a hand has done since the last chunk
-        self._clock = Clock()
+        self.hand = Hand()
         self.changed = threading.Condition(threading.RLock())
         self.board = Board(geometry, self.follow, max_id, lambda: self.state, cut, rest)
         self.points, self.hold = self.board.points, self.board.hold
@@ -204,23 +200,23 @@ class Session:
     def add(self, id: int, x: float, y: float, kind: str = "live", t: float | None = None) -> None:
         """A new point at (x, y), shares of the picture."""
         with self._deed([id]):
-            self.board.add({id: self.board.place(x, y, 0.0)}, kind, self._now(t))
+            self.board.add({id: self.board.place(x, y, 0.0)}, kind, self.hand.now(t))
 
     def grid(self, id: int, box: tuple, spacing: float, kind: str = "live", t: float | None = None) -> None:
         """New points all over a box (left, top, right, bottom in shares), `spacing` widths apart; ids from `id` on."""
         places = self.board.cells(id, box, spacing)
         with self._deed(places):
-            self.board.add(places, kind, self._now(t))
+            self.board.add(places, kind, self.hand.now(t))
 
     def path(self, id: int, nodes: list[tuple], loop: str = "once", speed: float = 1.0, t: float | None = None) -> None:
         """A way for a point, new or old: nodes (seconds, x, y), x and y in shares of the picture."""
         with self._deed([id]):
-            self.board.lead(id, nodes, loop, speed, self._now(t))
+            self.board.lead(id, nodes, loop, speed, self.hand.now(t))
 
     def grab(self, ids: Iterable[int], t: float | None = None) -> None:
         with self.changed:
             self.script.take_over()
-            self.board.grab(ids, self._now(t))
+            self.board.grab(ids, self.hand.now(t))
 
     def move(self, samples: list[Sample]) -> None:
         """Pointer samples, oldest first; those of points that are gone are passed over."""
@@ -228,8 +224,8 @@ class Session:
             for sample in samples:
                 point = self.points.get(sample.id)
                 if point is not None:
-                    point.put(self.board.place(sample.x, sample.y), self._now(sample.t))
-                    self.samples.append([round(sample.t, 1), sample.id, round(sample.x, 4), round(sample.y, 4)])
+                    point.put(self.board.place(sample.x, sample.y), self.hand.now(sample.t))
+                    self.hand.samples.append([round(sample.t, 1), sample.id, round(sample.x, 4), round(sample.y, 4)])
 
     def release(self, ids: Iterable[int], keep: bool = True, t: float | None = None) -> None:
         """The pointer lets go. Points hold their place (keep), or say no more once they have got there."""
@@ -323,13 +319,6 @@ class Session:
         """A hand is at the stage: `touched` says when that was last, in seconds of this machine's clock."""
         self.touched = time.monotonic()
 
-    def _now(self, t: float | None) -> float:
-        now = time.monotonic()
-        if t is None:
-            return now
-        self.echo = t if self.echo is None else max(self.echo, t)
-        return self._clock.here(t, now)
-
     # -- what a page, a notebook or a test may ask for ---------------------------------------------------------------
 
     def hear(self, message: dict) -> None:
@@ -354,24 +343,22 @@ class Session:
                 self.journal.event(kind, self.player.index, fields)
 
     def _recall(self, take: str) -> None:
-        path = find(self.folder, take)
-        try:
-            session = path and read_session(path)
-        except (ValueError, OSError):                   # it is damaged, or has gone: nothing is offered
-            return
-        if session is None:
-            return
-        self.send({"type": "kept", "take": take, "prompt": session["prompt"], "points": len(session.get("points", [])),
-                   "frames": sum(chunk["frames"] for chunk in session["chunks"])})
+        with suppress(ValueError, OSError):             # what is damaged or gone is not offered
+            session = self._kept(take)
+            self.send({"type": "kept", "take": take, "prompt": session["prompt"], "points": len(session.get("points", [])),
+                       "frames": sum(chunk["frames"] for chunk in session["chunks"])})
 
     def _load(self, take: str) -> None:
-        path = find(self.folder, take)
-        if path is None:
-            raise ProtocolError("this session is not here any more: open its file instead")
         try:
-            self.load(read_session(path))
+            self.load(self._kept(take))
         except (ValueError, OSError) as error:
             raise ProtocolError(str(error)) from None
+
+    def _kept(self, take: str) -> dict:
+        path = find(self.folder, take)
+        if path is None:
+            raise FileNotFoundError("this session is not here any more: open its file instead")
+        return read_session(path)
 
     def describe(self) -> dict:
         """The `state` message: all a page needs to draw itself."""
@@ -405,7 +392,7 @@ class Session:
             self.on_frame = self.on_event = None
             self.engine.looks = self.engine.gazes = False
             self.pause()
-            self._clock = Clock()
+            self.hand.clock = Clock()
             self.release(list(self.board.held))
 
     def close(self, wait: float = 10.0) -> None:
