@@ -330,7 +330,7 @@ class Board:
                      "nodes": [[round(t, 3), *share(place)] for t, place in p.way.nodes]}
         return told
 
-    def take(self, told: list[dict], running: bool = False) -> None:
+    def restore(self, told: list[dict], running: bool = False) -> None:
         """Be these points, as a session file knows them; what is damaged is passed over."""
         self.points.clear()
         now = time.monotonic()

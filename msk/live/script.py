@@ -87,7 +87,7 @@ class Script:
             return None
         self.chunks.popleft()
         if "points" in record:
-            board.take(record["points"], running=True)
+            board.restore(record["points"], running=True)
         seen, last = record.get("seen"), record["xy"][-1] if record["xy"] else []
         marks = [[Mark(int(id) % 65536, kind, *board.share(complex(*xy))) for n, ((id, kind), xy) in enumerate(
                   zip(record["who"], row)) if kind != "camera" or seen is None or seen[i][n]]
@@ -103,7 +103,7 @@ class Script:
         self._left_off = record.get("held", []), flown
         if not self.chunks:
             if self._points is not None:
-                board.take(self._points, running=True)
+                board.restore(self._points, running=True)
             self._leave()
             self.hold_at = index + frames
         return record, marks or [[] for _ in range(frames)]

@@ -92,7 +92,7 @@ class Session:
             chunks = session["chunks"]
             self.script.hold_as(chunks[0] if chunks else {})
             self.engine.wishes = {}
-            self.board.take(next((c["points"] for c in chunks if "points" in c), session.get("points", [])))
+            self.board.restore(next((c["points"] for c in chunks if "points" in c), session.get("points", [])))
             self.journal.news(points=self.board.told())             # they came with it: no hand has put them
             if (session["width"], session["height"]) == size:
                 self.script.begin(chunks, session.get("points"))
