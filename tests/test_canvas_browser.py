@@ -217,7 +217,7 @@ def test_another_prompt_and_a_fresh_anchor_while_it_plays(stage, canvas):
     stage.page.get_by_role("button", name="Anchor").click()
     index = stage.ask("stage.current.index")
     stage.wait(f"stage.current.index > {index + 24}")
-    stream = session._stream
+    stream = session.engine.stream
     assert [prompt for _, prompt in stream.said] == ["a blue ball"] and len(stream.anchors) == 1
     assert stage.ask("stage.state") == "playing" and stream.said[0][0] > 0                  # the video went on
     stage.page.get_by_role("button", name="Undo").click()

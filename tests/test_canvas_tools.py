@@ -371,10 +371,10 @@ def test_a_box_chooses_points_and_they_go_together(stage, session):
     stage.wait("stage.kept.slice(-6).every(({ marks }) => marks.length === 3 "
                "&& Math.hypot(marks[1].x - 0.6, marks[1].y - 0.6) < 0.005)")
     page.mouse.up()
-    until(lambda: not session._held)
+    until(lambda: not session.board.held)
 
     def are(*places):
-        return not session._held and np.allclose([at(p) for p in session.points.values()], places, atol=0.01)
+        return not session.board.held and np.allclose([at(p) for p in session.points.values()], places, atol=0.01)
     assert are((0.4, 0.5), (0.6, 0.6), (0.8, 0.8))
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Shift+ArrowUp")
@@ -396,7 +396,7 @@ def test_a_hundred_points_go_together(stage, session):
     before = np.array([at(p) for p in session.points.values()])
     stage.page.keyboard.press("1")
     stage.drag(tuple(before[44]), tuple(before[44] + 0.05), steps=15)
-    until(lambda: not session._held and len(session._deeds.last()) == 100)                  # one deed
+    until(lambda: not session.board.held and len(session.board.deeds.last()) == 100)                  # one deed
     moved = np.array([at(p) for p in session.points.values()]) - before
     np.testing.assert_allclose(moved, 0.05, atol=0.01)
     assert stage.ask("stage.stats.errors") == []                            # the line held
@@ -409,7 +409,7 @@ def test_the_camera_flies_by_key_and_the_flight_is_taken_back(stage, session, as
     tap = asked["right"]
     assert 0.03 < tap < 0.1 and not any(asked[part] for part in ("down", "zoom", "roll", "orbit", "dolly"))
     until(lambda: abs(session.hold.flight.asked["right"]) < 1e-6)
-    chunks = [tracks for tracks in session._stream.asked if tracks is not None]
+    chunks = [tracks for tracks in session.engine.stream.asked if tracks is not None]
     ids = set.intersection(*(set(tracks.ids[0].tolist()) for tracks in chunks))
     moved = [sum((tracks.xy[0, -1, n, 0] - tracks.xy[0, 0, n, 0]).item() for tracks in chunks
                  for n in [tracks.ids[0].tolist().index(i)]) for i in ids]
@@ -459,7 +459,7 @@ def test_what_the_model_sees_is_shown_beneath_the_picture(stage, session):
     page = stage.page
     clicks(stage, BALL)
     page.get_by_role("button", name="what the model sees").click()
-    until(lambda: session._look)
+    until(lambda: session.engine.looks)
     stage.expect(page.get_by_text("Nothing has been told yet")).to_be_visible()
     page.keyboard.press("Enter")
     stage.wait("stage.maps.has(stage.current.chunk)")
@@ -475,14 +475,14 @@ def test_what_the_model_sees_is_shown_beneath_the_picture(stage, session):
     x, y = int(BALL[0] * 12), int(BALL[1] * 12)
     assert bright == [[x, y], [x + 12, y], [x + 24, y]]                      # where the point is, in each of the three
     page.keyboard.press("m")
-    until(lambda: not session._look)
+    until(lambda: not session.engine.looks)
     stage.expect(".msk-host .map").to_be_hidden()
 
 
 def test_where_the_model_looks_is_shown_beneath_the_picture(stage, session):
     page, legend = stage.page, ".msk-host .legend span"
     page.get_by_role("button", name="where the model looks").click()
-    until(lambda: session._gaze)
+    until(lambda: session.engine.gazes)
     stage.expect(legend).to_have_text(["sink", "window", "now"])
     stage.expect(page.get_by_text("here will be where the attention of each chunk goes")).to_be_visible()
     page.keyboard.press("Enter")
@@ -504,12 +504,12 @@ def test_where_the_model_looks_is_shown_beneath_the_picture(stage, session):
         return lit; }})()""")
     assert lit == [[int(BALL[0] * 12), int(BALL[1] * 12)]]
     page.keyboard.press("Escape")
-    until(lambda: session._gazer == -1)
+    until(lambda: session.engine.gazer == -1)
     stage.expect(".msk-host .spot").to_be_hidden()
     stage.wait(f"stage.current.chunk > 6 && {SCREEN}.querySelector('.given').width === 96")
     assert stage.ask("stage.gazes.size") <= 5                                           # however long it plays
     page.keyboard.press("g")
-    until(lambda: not session._gaze)
+    until(lambda: not session.engine.gazes)
     stage.expect(".msk-host .gaze").to_be_hidden()
 
 

@@ -436,7 +436,7 @@ def test_a_kept_session_goes_on_with_what_was_held(play):
     other = play()
     other.load(read_session(take.file()))
     other.start()
-    until(lambda: other.state == "paused" and not other._script)
+    until(lambda: other.state == "paused" and not other.script.chunks)
     thing = other.points[1].thing
     assert thing is other.hold.things[0] and abs(thing.here().mean() - thing.origins.mean() - 20) < 1
     other.resume()

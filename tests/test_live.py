@@ -18,12 +18,12 @@ from PIL import Image
 from msk.config import Geometry
 from msk.live import protocol
 from msk.live.choose import Choice
-from msk.live.follow import MAX_TRAIL, Follow, Follower
+from msk.live.follow import MAX_TRAIL, Clock, Follow, Follower
 from msk.live.pace import Pace
 from msk.live.protocol import ProtocolError, Sample
 from msk.live.record import Take, parse_session, read_session, recover
 from msk.live.server import LADDER, Link, Lobby, Pictures, Tokens
-from msk.live.session import Clock, Session
+from msk.live.session import Session
 from msk.models import Offer
 from tests.pages import exact
 
@@ -197,18 +197,29 @@ def test_frames_come_at_an_even_pace_and_no_faster(play):
     due = np.array([f.due for f in moving(session)])
     assert [f.index for f in moving(session)] == list(range(len(due)))
     assert np.median(np.diff(due)) == pytest.approx(1 / 24, rel=0.02) and np.diff(due).min() > 0.9 / 24
-    assert len(session._queue) <= 12                            # a small buffer: never more than one chunk ahead
+    assert len(session.player.frames) <= 12                            # a small buffer: never more than one chunk ahead
 
 
 def test_a_chunk_is_made_as_late_as_playback_allows(play):
     session = play(cost=0.02)
     session.start()
-    until(lambda: session._chunk >= 4)
+    until(lambda: session.player.chunk >= 4)
     asked = []
     step = session.streams[0].step
-    session.streams[0].step = lambda tracks, steps: (asked.append(session._next_due - time.monotonic()), step(tracks))[1]
+    session.streams[0].step = lambda tracks, steps: (
+        asked.append(session.player.next_due - time.monotonic()), step(tracks))[1]
     until(lambda: len(asked) >= 3)
     assert min(asked) < 0.4                                     # of the half second that a chunk plays
+
+
+def test_a_picture_that_is_opened_as_a_chunk_begins_is_not_shown_the_old_one(play):
+    session = play()
+    until(lambda: session.state == "ready")
+    with session.changed:
+        session.open(exact.picture(), "another", 4)
+        session.start()
+        session.engine._make_chunk()                            # it was decided on just before
+        assert not session.streams[0].asked and session.player.index == 0
 
 
 def test_pause_holds_and_resume_goes_on_with_the_next_frame(play):
@@ -492,17 +503,17 @@ def test_a_fresh_anchor_is_a_deed_and_before_the_next_chunk_it_is_as_if_nothing_
     time.sleep(0.2)
     for deed in (session.redo, session.undo, session.anchor, session.undo, session.redo, session.undo):
         deed()
-    assert session._anchors == [] and session.describe()["undo"] == 0
+    assert session.engine.anchors == [] and session.describe()["undo"] == 0
     session.redo()
     chunk = stream.index
     session.resume()
     until(lambda: len(stream.anchors) == 2)
-    until(lambda: session._chunk > chunk + 2)
+    until(lambda: session.player.chunk > chunk + 2)
     assert len(stream.unanchored) == 1
     session.reset()
     assert session.describe()["undo"] == 0 and session.describe()["redo"] == 0     # a new video has none yet
-    until(lambda: session._before.path is not None)
-    kept = read_session(session._before.file())
+    until(lambda: session.journal.before.path is not None)
+    kept = read_session(session.journal.before.file())
     assert [c["anchor"] for c in kept["chunks"] if "anchor" in c] == [[True], [False], [True]]
 
 
@@ -583,13 +594,13 @@ def test_what_is_made_faster_than_it_is_recorded_waits(play, kept, tmp_path):
 
     def slowly(picture):
         room.acquire(timeout=20)
-        most.append(len(session._queue))
+        most.append(len(session.player.frames))
         write(picture)
     session.take.write = slowly
     session.skip()
-    until(lambda: session._index >= 9 + 3 * 12)
+    until(lambda: session.player.index >= 9 + 3 * 12)
     time.sleep(1)                                                       # nothing is recorded, and more could be made
-    assert session._index <= 9 + 6 * 12
+    assert session.player.index <= 9 + 6 * 12
     for _ in range(9 + 12 * 12):
         room.release()
     until(lambda: session.take.frames == 9 + 12 * 12)
@@ -642,6 +653,23 @@ def test_recall_finds_nothing_outside_its_folder(play, tmp_path):
         assert not any(e["type"] == "kept" for e in session.events[count:])
         with pytest.raises(ProtocolError, match="not here any more"):
             session.hear({"type": "load", "take": name})
+
+
+def test_a_kept_session_that_is_damaged_is_not_offered(play, tmp_path):
+    name = "take-20260101-000000-" + "0" * 16
+    (tmp_path / f"{name}.json").write_text("{")
+    session = play(folder=tmp_path)
+    session.hear({"type": "recall", "take": name})
+    assert not any(e["type"] == "kept" for e in session.events)
+    with pytest.raises(ProtocolError, match="holds no session"):
+        session.hear({"type": "load", "take": name})
+
+
+def test_points_that_are_damaged_are_passed_over(play, kept):
+    session, (point,) = play(), kept[1]["points"]
+    damaged = [point | {"id": math.inf}, point | {"at": None}, {}, 7]
+    session.load(kept[1] | {"chunks": [], "points": [*damaged, point]})
+    assert list(session.points) == [1]
 
 
 @pytest.mark.parametrize("damage", [
@@ -724,8 +752,8 @@ def test_an_export_while_it_plays_keeps_no_chunk_waiting(play, tmp_path, monkeyp
     monkeypatch.setattr(record, "join", lambda *order: (slow.wait(20), joined(*order))[1])
     export = threading.Thread(target=session.take.join, args=(tmp_path / "out.mp4",))
     export.start()
-    chunk = session._chunk
-    until(lambda: session._chunk > chunk + 2)                   # the engine writes its lines all the while
+    chunk = session.player.chunk
+    until(lambda: session.player.chunk > chunk + 2)                   # the engine writes its lines all the while
     slow.set()
     export.join()
     assert len(frames_of(tmp_path / "out.mp4")[0]) > 15
@@ -1346,12 +1374,12 @@ def test_sliders_beside_the_stage_change_the_stream_and_the_session_keeps_it(tmp
         stream.sink, stream.window, stream.steps)
     session.add(1, 0.5, 0.5)
     session.start()
-    until(lambda: session._chunk > 1, seconds=60)
+    until(lambda: session.player.chunk > 1, seconds=60)
     sliders["window"].value, sliders["text guidance"].value, sliders["motion guidance"].value = 3, 2.0, 1.5
     sliders["steps"].value = 1
-    chunk = session._chunk
-    until(lambda: session._chunk > chunk + 4, seconds=60)
-    assert len(session._stream.memory["window"]) == 3
+    chunk = session.player.chunk
+    until(lambda: session.player.chunk > chunk + 4, seconds=60)
+    assert len(session.engine.stream.memory["window"]) == 3
     session.stop()
     until(lambda: session.take.path is not None)
     kept, shown = read_session(session.take.file()), [f.picture for f in frames if not f.still]
@@ -1364,7 +1392,7 @@ def test_sliders_beside_the_stage_change_the_stream_and_the_session_keeps_it(tmp
     until(lambda: stage.pulled.answer({}, []) and session.state == "paused", seconds=60)    # no slider has taken over
     stage.pulled.answer({}, [])
     assert (sliders["window"].value, sliders["text guidance"].value) == (3, 2.0)
-    assert session._index == sum(chunk["frames"] for chunk in kept["chunks"])
+    assert session.player.index == sum(chunk["frames"] for chunk in kept["chunks"])
     stage.close()
     tuned = [c["tune"] for c in kept["chunks"] if "tune" in c]
     assert tuned[-1] == {"window": 3, "text_scale": 2.0, "motion_scale": 1.5} and kept["chunks"][-1]["steps"] == 1
@@ -1388,13 +1416,13 @@ def test_a_budget_that_holds_no_chunk_is_refused_before_the_stream_hears_of_it(t
     kit = Kit.random(toy(PRESETS["wantrack-1.3b"]))
     session = Session(lambda *asked: None, kit.geometry, folder=tmp_path)
     try:
-        session._stream = Stream(kit)
-        before = session._stream.tuning
+        session.engine.stream = Stream(kit)
+        before = session.engine.stream.tuning
         with pytest.raises(ProtocolError, match="a budget of 0 latent frames came, which would hold no chunk: use"):
             session.tune(window=0, steps=1)
-        assert session._stream.tuning == before and session._tuning == {}
+        assert session.engine.stream.tuning == before and session.engine.wishes == {}
         session.tune(window=before["window"] + 3)
-        assert session._tuning == {"window": before["window"] + 3}
+        assert session.engine.wishes == {"window": before["window"] + 3}
     finally:
         session.close()
 

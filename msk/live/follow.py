@@ -11,11 +11,13 @@ Places are complex numbers x + iy, in pixels; times are seconds.
 from __future__ import annotations
 
 import math
+import time
 from bisect import bisect_left
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MAX_TRAIL = 256             # pointer samples remembered for each point
+MAX_HAND = 240              # and of all together, for one chunk
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,35 @@ class Follow:
     hurry: float = 0.5          # share of a chunk in which a resting pointer is reached
     stiffness: float = 0.7      # of the spring, per frame
     rest: float = 0.1           # seconds without a sample after which the hand counts as resting
+
+
+@dataclass
+class Clock:
+    """The page's milliseconds as the server's seconds: the quickest message so far tells the difference."""
+    offset: float | None = None
+    recent: deque = field(default_factory=lambda: deque(maxlen=200))
+
+    def here(self, t: float, now: float) -> float:
+        self.recent.append(now - t / 1000)
+        self.offset = min(self.recent)
+        return min(t / 1000 + self.offset, now)
+
+
+class Hand:
+    """What a page tells of its pointers: samples [t, id, x, y] since the last chunk, and when, by its own clock."""
+
+    def __init__(self):
+        self.samples: deque[list] = deque(maxlen=MAX_HAND)
+        self.echo: float | None = None      # the newest time it told, in its milliseconds
+        self.clock = Clock()
+
+    def now(self, t: float | None) -> float:
+        """The page's time as seconds of this machine; None: it told none, so now."""
+        now = time.monotonic()
+        if t is None:
+            return now
+        self.echo = t if self.echo is None else max(self.echo, t)
+        return self.clock.here(t, now)
 
 
 class Follower:

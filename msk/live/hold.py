@@ -11,6 +11,7 @@ thing of group n.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -132,14 +133,14 @@ class Hold:
                 continue
             ids = [i for i, on in zip(part.ids, say) if on]
             groups.append(_group(ids, part.origins[say], [s[k] for s in speaks]) | {"way": way} | (
-                {"seed": _pair(part.seed), "points": [p.id for p in points if p.thing is part]} if k < len(told)
+                {"seed": pair(part.seed), "points": [p.id for p in points if p.thing is part]} if k < len(told)
                 else {"beside": next(n for n, thing in enumerate(told) if thing.beside is part)}))
         if flies:
             rows = [(p[0], p[4], [at[n] for at in grid], [bool(s[-1][n]) for s in speaks], p[3]) for n, p in enumerate(own)]
             return rows, groups
         if own:
             groups.append(_group([p[0] for p in own], [p[3] for p in own], [s[-1] for s in speaks])
-                          | {"at": [_pair(p[1]) for p in own]})
+                          | {"at": [pair(p[1]) for p in own]})
         return [], groups
 
     def _near(self, thing: Thing) -> bool:
@@ -183,13 +184,16 @@ class Hold:
             self._lay(thing)
 
 
-def _pair(place: complex | None) -> list[float] | None:
-    return None if place is None else [round(float(place.real), 3), round(float(place.imag), 3)]
+def pair(place: complex | None) -> list[float] | None:
+    """Pixels as they are asked and kept, so that what is written is what is read again."""
+    if place is None:
+        return None
+    return [round(float(place.real), 3), round(float(place.imag), 3)] if math.isfinite(abs(place)) else [0.0, 0.0]
 
 
 def _group(ids: list[int], origins, seen: list[np.ndarray]) -> dict:
     hidden = np.argwhere(~np.stack(seen, axis=1)).tolist()                          # [[point, frame], ...]
-    group = {"ids": list(ids), "origin": [_pair(o) for o in origins]}
+    group = {"ids": list(ids), "origin": [pair(o) for o in origins]}
     if hidden:
         group["unseen"] = {str(n): [i for m, i in hidden if m == n] for n in {n for n, _ in hidden}}
     return group

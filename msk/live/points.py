@@ -166,14 +166,26 @@ class Deeds:
         self._done.append(self._undone.pop())
         return {what: after for what, (_, after) in self._done[-1].items()}
 
-    def told(self, anew: Callable[[object, object], tuple | None]) -> Deeds:
-        """The same deeds, each (before, after) as `anew` tells it; None: that one is left out."""
+    def from_home(self, anew: Callable[[Point], Point | None], here: Callable = lambda place: place) -> Deeds:
+        """These as a video knows them that begins again: points are where they were put on the picture, nobody has flown.
+
+        anew: who stands for a point now, None if nobody does; here: where a place of the old video is.
+        """
+        def told(before, after):
+            if not isinstance(before or after, Look):
+                return (before, after) if isinstance(before, (str, bool)) else None
+            point = anew((before or after).point)
+            if point is None:
+                return None
+            a, b = (look and point.at_home(look.kind, look.way and look.way.seen(here)) for look in (before, after))
+            return None if a and b and a.like(b) else (a, b)
+
         deeds = Deeds()
-        for mine, told in ((self._done, deeds._done), (self._undone, deeds._undone)):
+        for mine, theirs in ((self._done, deeds._done), (self._undone, deeds._undone)):
             for deed in mine:
-                changes = {what: pair for what, both in deed.items() if (pair := anew(*both)) is not None}
+                changes = {what: pair for what, both in deed.items() if (pair := told(*both)) is not None}
                 if changes:
-                    told.append(changes)
+                    theirs.append(changes)
         return deeds
 
     def points(self) -> dict[Point, None]:

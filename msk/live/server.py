@@ -602,7 +602,7 @@ class Lobby:
         choice = self.choice
         offers = {"models": [asdict(offer) for offer in choice.offers], "playing": choice.playing} if choice else {}
         visitor.say(greeting(session, id) | offers)
-        with session._changed:                          # what it tells meanwhile comes after
+        with session.changed:                           # what it tells meanwhile comes after
             visitor.say(session.describe())
             if session.state != "playing" and session.still() is not None:
                 visitor.show(session.still())
