@@ -78,6 +78,7 @@ class Thing:
     seed: complex = 0j                  # where it was taken hold of, in the picture
     turn: complex = 1 + 0j
     shift: complex = 0j
+    depth: float | None = None          # as far as a camera that flies has come to know it
     ids: list[int] = field(default_factory=list)        # of its points, for the model
     beside: Thing | None = None         # points of the rest close about it, which move as one, too
 

@@ -387,6 +387,25 @@ def test_no_point_of_the_rest_holds_back_a_part_of_a_thing(play):
     assert (made[there] - torch.tensor(exact.BALL) / 255).abs().max() < .1, "no hole in it"
 
 
+@pytest.mark.parametrize("move", [{"dolly": .4}, {"orbit": 25.}, {"dolly": -.5, "orbit": -15., "zoom": .4, "roll": 20.}])
+def test_points_beside_a_held_thing_go_as_the_ground_there_however_far_the_camera_flies(move):
+    names = iter(range(1, 10_000))
+    hold = Hold(W, W, lambda: next(names), cut=cut, rest=True)
+    point = SimpleNamespace(id=1, track_id=next(names), origin=BALL, thing=None, looked=False)
+    hold.join(point, hold.find(PICTURE, BALL, []))
+    beside, flown, frames = point.thing.beside, [], hold.flight.frames
+    hold.flight.frames = lambda *how, **more: (flown.append(frames(*how, **more)), flown[-1])[1]
+    began = beside.here().mean()
+    hold.flight.ask(move)
+    for k in range(12):
+        hold.frames(12, k == 0, [point], [[BALL] * 12])
+    place, z = began, hold.flight.depth(began)
+    for go in (go for _, moves in flown for go in moves if go is not None):
+        place, z = go(place, z)
+    assert abs(place - began) > 1 or "zoom" in move
+    assert abs(beside.here().mean() - place) < .5 and point.thing.here().mean() == pytest.approx(BALL, abs=1)
+
+
 def test_a_thing_found_in_a_picture_that_has_moved_has_no_points_beside_it(play):
     """What is beside it now is not known: the camera's guess of depth has bent it."""
     session = play()

@@ -52,7 +52,7 @@ class Hold:
         self.things = list(dict.fromkeys(p.thing for p in points if p.thing is not None))
         for thing in self.things:
             for part in (thing, thing.beside) if thing.beside else (thing,):
-                part.turn, part.shift = 1 + 0j, 0j
+                part.turn, part.shift, part.depth = 1 + 0j, 0j, None
             self._lay(thing)
 
     def under(self, place: complex) -> Thing | None:
@@ -153,8 +153,8 @@ class Hold:
             thing.lead(*zip(*led), self.longest)
         elif move is not None:
             centre = thing.here().mean()
-            z = self.flight.depth(centre)
-            after, beside = move(centre, z)[0], move(centre + 1, z)[0]
+            z = self.flight.depth(centre) if thing.depth is None else thing.depth
+            (after, thing.depth), (beside, _) = move(centre, z), move(centre + 1, z)
             turn = thing.turn * (beside - after)
             thing.shift = after - turn * (centre - thing.shift) / thing.turn
             thing.turn = turn
