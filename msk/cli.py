@@ -259,6 +259,8 @@ def run_generate(args) -> None:
     tracks = generate.read_tracks(args.tracks) if args.tracks else None
     kit = load(args.model, role="teacher" if args.teacher else "student", device=args.device, like=args.like)
     kit.preset = kit.preset.sampled(args.steps, args.solver)
+    if strange := kit.unknown(args.prompt):
+        print(f"{kit.name} does not know these words: {', '.join(strange)}", file=sys.stderr)
     frames = args.frames or (tracks.xy.shape[1] if tracks is not None else 45)
     about = dict(msk=__version__, model=kit.name, role=kit.role, prompt=args.prompt, seed=args.seed,
                  tracks=generate.digest(tracks))

@@ -24,7 +24,7 @@ from .host import Memo
 from .motion import TrackHead
 from .picture import picture
 from .plate import Plate
-from .text import TextEncoder, stirs
+from .text import TextEncoder, stirs, unknown_words
 from .tinyvae import TinyVAE
 from .tracks import Tracks
 from .weights import fetch, fill, first_line, read_weights, save_weights, write_whole
@@ -218,7 +218,11 @@ class Kit:
     def whole(self, tracks: Tracks, image, seed: int = 0) -> Tracks:
         """A hand's few tracks, and with them the things they take hold of in this picture, and the rest (`grip.whole`)."""
         return whole(tracks, self.pixels(image)[0].cpu(), self.geometry.stride, self.preset.tracks.max_id, seed=seed,
-                          cut=self.cut)
+                     cut=self.cut)
+
+    def unknown(self, prompt: str) -> list[str]:
+        """The words of a prompt that say nothing to this kit: a small one speaks its drawn world's, umT5 all."""
+        return unknown_words(prompt) if isinstance(self.text, TextEncoder) else []
 
     def save(self, folder) -> Path:
         """config.json and one safetensors file per part, each written whole or not at all."""

@@ -53,8 +53,8 @@ def stirs(prompt: str) -> bool:
 
 
 def unknown_words(prompt: str) -> list[str]:
-    """The words of a prompt that this encoder cannot tell apart."""
-    return [word for word in words_of(prompt) if word not in _INDEX]
+    """The words of a prompt, longer than two letters, that this encoder cannot tell apart."""
+    return [word for word in words_of(prompt) if word not in _INDEX and len(word) > 2]
 
 
 class Layer(nn.Module):

@@ -25,6 +25,7 @@ from msk.live.record import Take, parse_session, read_session, recover
 from msk.live.server import LADDER, Link, Lobby, Pictures, Tokens
 from msk.live.session import Session
 from msk.models import Offer
+from msk.text import unknown_words
 from tests.pages import exact
 
 W = exact.GEOMETRY.width
@@ -462,6 +463,15 @@ def test_a_machine_that_falls_behind_makes_chunks_in_fewer_steps_and_says_so(pla
     assert session.streams[0].stepped[:5] == [3, 3, 2, 2, 2]
     said = [event["steps"] for event in session.events if event["type"] == "chunk"]
     assert said[:4] == [[3, 3], [3, 3], [2, 3], [2, 3]]
+
+
+def test_who_asks_for_what_the_model_does_not_know_is_told_so(play):
+    session = play(unknown=unknown_words)
+    told = lambda: [e["message"] for e in session.events if e["type"] == "note"]
+    session.say("a red fish, it is snowing")
+    assert not told()
+    session.say("a dragon in the snow, breathing fire")
+    assert told() == ["words that this model does not know: dragon, breathing, fire"]
 
 
 def test_another_prompt_and_a_fresh_anchor_come_with_the_next_chunk_and_are_kept(play, tmp_path):

@@ -39,10 +39,12 @@ class Session:
     def __init__(self, open_stream: Callable, geometry, *, name: str = "", revision: str = "", max_id: int = 16384,
                  folder: str | Path | None = None, follow: Follow | None = None, fps: float | None = None,
                  eye: Callable | None = None, watch: Callable | None = None, ahead: float = 0.12, idle_after: float = 900.0,
-                 cut: Callable | None = None, rest: bool = False, fewest: int = 1):
+                 cut: Callable | None = None, rest: bool = False, fewest: int = 1,
+                 unknown: Callable[[str], list[str]] = lambda prompt: []):
         self.open_stream, self.geometry, self.name, self.revision = open_stream, geometry, name, revision
         self.max_id, self.eye = max_id, eye             # eye(tracks, start) -> [F, h, w, 3] uint8: what the model is told
         self.watch = watch                              # with watch(stream, steps, at) as seen: see gaze.py
+        self.unknown = unknown                          # of a prompt the words that say nothing to the model
         self.folder = Path(folder) if folder else None
         self.follow, self.fps, self.ahead, self.idle_after = follow or Follow(), fps or geometry.fps, ahead, idle_after
         self.on_frame: Callable[[Frame], None] | None = None
@@ -248,6 +250,8 @@ class Session:
         with self._deed():
             self.board.deeds.did({"prompt": (self.prompt, prompt)})
             self.prompt = prompt
+        if strange := self.unknown(prompt):
+            self.note(f"words that this model does not know: {', '.join(strange[:6])}")
 
     def anchor(self) -> None:
         """From the next chunk on, the video is held to how it looks now."""

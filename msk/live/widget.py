@@ -140,12 +140,13 @@ class Pulled:
 
 def knowing(kit) -> dict:
     """What a Session is told of a kit beside its name: which weights these are, how many ids, how its maps look, where it
-    looks itself, and what its points take hold of. Only models that carry the picture are shown a rest that stays: others
-    were not taught so."""
+    looks itself, what its points take hold of, and what words it does not know. Only models that carry the picture are
+    shown a rest that stays: others were not taught so."""
     if getattr(kit, "preset", None) is None:
         return {}
     return {"revision": fingerprint(kit), "max_id": kit.preset.tracks.max_id, "eye": Eye(kit), "watch": Gaze(kit),
-            "cut": kit.cut if can_cut() else None, "rest": kit.preset.tracks.carry > 0}
+            "cut": kit.cut if can_cut() else None, "rest": kit.preset.tracks.carry > 0,
+            "unknown": kit.unknown}
 
 
 def ranges(stream) -> dict[str, dict]:
