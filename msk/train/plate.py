@@ -25,7 +25,8 @@ def taken_out(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor,
     chance = torch.rand(there.shape, generator=generator).to(there.device).masked_fill(~there, 2)
     out = there & ((chance < SHARE) | (chance == chance.amin(dim=1, keepdim=True)))
     still = scene.when([0])
-    seen = (out[:, :, None, None] & (still.layers()[:, None] == torch.arange(1, out.shape[1] + 1)[:, None, None])).any(dim=1)
+    layer = torch.arange(1, out.shape[1] + 1, device=out.device)[:, None, None]
+    seen = (out[:, :, None, None] & (still.layers()[:, None] == layer)).any(dim=1)
     return still.render()[:, 0], still.without(out).render()[:, 0], still.opacity(out), seen[:, None]
 
 
