@@ -57,8 +57,8 @@ def sizes(kit: Kit) -> tuple[int, int, int, int]:
 
 
 def constants() -> None:
-    """What compiled code takes as it is: rotary tables, which are kept by `turns` already, and traced would be made anew; and
-    the packages that are here, as nothing can be imported in a graph."""
+    """What compiled code takes as it is: rotary tables, which `turns` keeps already, and traced would be made anew; and the
+    packages that are here, as nothing can be imported in a graph."""
     found = attention._packages()
     attention._packages = lambda: found
     if not hasattr(attention.turns, "plain"):
