@@ -205,7 +205,7 @@ def test_the_canvas_plays_on_it_and_the_session_is_played_again(folder, gpu, tmp
         for deed in ({"type": "add", "id": 1, "x": .4, "y": .4}, {"type": "look", "on": True}, {"type": "gaze", "on": True}):
             session.hear(deed)
         session.start()
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300           # a loaded machine may take its time
         while sum(not frame.still for frame in shown) < 22 and time.monotonic() < end:
             assert session.state != "failed", told
             time.sleep(.02)
@@ -236,7 +236,7 @@ def test_the_suites_measure(folder, gpu):
     assert evaluate.run("world", kit, 1, roles=("student", "tracker"), frames=9, quiet=True)["rows"]["student"]["n"] == 1
     assert words.run(kit, 1, events=("snow",), frames=9, quiet=True)["rows"]["snow"]["n"] == 1
     assert cuts.run(kit, 1, quiet=True)["rows"]
-    assert hands.run(kit, 1, cases=("drag",), whole=True, quiet=True)["rows"]
+    assert hands.run(kit, 1, cases=("drag",), frames=9, whole=True, quiet=True)["rows"]
 
 
 def test_points_are_followed(gpu):
