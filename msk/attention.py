@@ -121,7 +121,7 @@ def choose(device, dtype: torch.dtype, queries: int, keys: int, heads: int, dim:
     """
     device, took = torch.device(device), {}
     q, k, v = (torch.randn(1, n, heads, dim, device=device).to(dtype) for n in (queries, keys, keys))
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None
     for name in ways(device, dtype):
         try:
             _by(name, q, k, v, alone=True)

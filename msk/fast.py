@@ -38,7 +38,7 @@ def prepare(kit: Kit, compiler: str | None = "inductor", fp8: bool = False, cloc
                 Path(os.environ.get("MSK_CACHE") or Path.home() / ".cache" / "msk") / "compiled")
         limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
         setattr(torch._dynamo.config, limit, max(16, getattr(torch._dynamo.config, limit)))     # a past of 21 latents grows
-        constant_turns()
+        constants()
         if not hasattr(attention._record, "_torchdynamo_disable"):              # who looks on is no part of a graph
             attention._record = torch.compiler.disable(attention._record)
         for block in kit.dit.blocks:                                            # one graph for all: they differ in weights
@@ -56,8 +56,11 @@ def sizes(kit: Kit) -> tuple[int, int, int, int]:
     return s.chunk * each, (s.budget or s.chunk * (s.sink + s.window + 1)) * each, c.heads, c.dim // c.heads
 
 
-def constant_turns() -> None:
-    """Rotary tables as constants of the compiled code: they are kept by `turns` already, and traced would be made anew."""
+def constants() -> None:
+    """What compiled code takes as it is: rotary tables, which `turns` keeps already, and traced would be made anew; and the
+    packages that are here, as nothing can be imported in a graph."""
+    found = attention._packages()
+    attention._packages = lambda: found
     if not hasattr(attention.turns, "plain"):
         plain = attention.turns
 

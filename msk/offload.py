@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -79,10 +80,12 @@ class Lent(nn.ModuleList):
 
     Whoever goes through them, as every pass does, meets each block on the device: while one works, the next of those that
     wait is copied, on a stream of its own. Those that stay lie evenly between. Weights alone: nothing here is trained.
+    One pass at a time, as there are but two places: another thread's waits for its end.
     """
 
     def __init__(self, blocks: nn.ModuleList, count: int, device):
         super().__init__(blocks)
+        self.passing = threading.RLock()
         if not 3 <= count <= len(self):
             raise ValueError(f"{count} of {len(self)} blocks are to wait, which saves nothing, as two have places on the "
                              f"device: use 3 to {len(self)}")
@@ -98,17 +101,22 @@ class Lent(nn.ModuleList):
             self._point(i, self.home[i])
 
     def __iter__(self) -> Iterator[nn.Module]:
-        for i, block in enumerate(super().__iter__()):
-            if i not in self.home:
-                yield block
-                continue
-            place = self._arrived(i)
-            self._point(i, self.places[place])
-            try:
-                yield block
-            finally:                                                    # the last pass may end before its last block does
-                self._point(i, self.home[i])
-                self._bring(self._after(i, 2), place)
+        with self.passing:
+            for i, block in enumerate(super().__iter__()):
+                if i not in self.home:
+                    yield block
+                    continue
+                place = self._arrived(i)
+                self._point(i, self.places[place])
+                try:
+                    yield block
+                finally:                                                # the last pass may end before its last block does
+                    self._point(i, self.home[i])
+                    self._bring(self._after(i, 2), place)
+
+    def state_dict(self, *args, **kwargs) -> dict:
+        with self.passing:                                              # then all are at home
+            return super().state_dict(*args, **kwargs)
 
     def _after(self, i: int, steps: int) -> int:
         """The one whose turn it is so many turns after i; after the last pass comes the next."""

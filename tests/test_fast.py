@@ -1,5 +1,7 @@
 """What makes it faster changes nothing but the last digits; what changes more says how much."""
 import contextlib
+import functools
+import importlib
 import tempfile
 import warnings
 from dataclasses import replace
@@ -7,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msk import attention, bench, fast, host
@@ -108,6 +111,24 @@ def test_compiled_blocks_and_decoder_make_the_same_frames_and_then_stay_as_they_
             frames += [stream.step() for _ in range(2)]
     close(torch.cat(frames, 1), want)
     assert graphs and torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_a_package_that_computes_attention_is_imported_before_anything_is_compiled(monkeypatch, close):
+    def own(q, k, v):
+        return sdpa(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    @functools.cache
+    def packages():
+        return {"flash-attn 2": own} if importlib.import_module("math") else {}
+
+    kit = drawn("wan2.1-1.3b", steps=1)
+    want = played(kit, 2)
+    monkeypatch.setattr(attention, "_packages", packages)
+    monkeypatch.setattr(attention, "_chosen", {("cpu", torch.float32): "flash-attn 2"})
+    torch._dynamo.utils.counters.clear()
+    fast.prepare(kit, "eager", clock=False)
+    close(played(kit, 2), want)
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_compiled_blocks_can_be_looked_into():

@@ -1,5 +1,7 @@
 """Blocks that wait outside the device: what is computed is the same to the bit, and two places are all they take there."""
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -50,6 +52,18 @@ def test_a_pass_that_was_broken_off_harms_none_after_it():
             if i == stop:
                 break
         assert torch.equal(bench.probe(again), bench.probe(kit))
+
+
+def test_two_passes_at_once_do_not_take_each_others_places():
+    """As when a page is opened while the model still warms up."""
+    want, kit = bench.probe(drawn()), lend(drawn(), 5, CPU, torch.float32)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            assert all(torch.equal(made, want) for made in pool.map(bench.probe, [kit] * 4))
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_nobody_computes_with_a_block_before_it_is_there(monkeypatch):

@@ -179,11 +179,14 @@ class Checkpoint:
                              "--init, or delete it to start this stage anew") from error
         self.budget.done, self.budget.spent = saved["done"], saved["spent"]
         torch.set_rng_state(saved["rng"])
+        for i, state in enumerate(saved.get("gpu_rng", [])[:torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, i)
         return True
 
     def save(self) -> None:
         atomic_save({name: part.state_dict() for name, part in self.parts.items()}
-                    | {"done": self.budget.done, "spent": self.budget.spent, "rng": torch.get_rng_state()}, self.path)
+                    | {"done": self.budget.done, "spent": self.budget.spent, "rng": torch.get_rng_state(),
+                       "gpu_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}, self.path)
         self.last = time.monotonic()
 
     def maybe_save(self) -> None:
