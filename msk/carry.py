@@ -1,7 +1,7 @@
 """What tracks carry: the given picture's pixels, where they are now. No parameters, and nothing is learned."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import torch
@@ -31,39 +31,40 @@ def by_hand(pictures: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def owners(picture: Tensor, began: Tensor, there: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """Which track each pixel of the picture [3, H, W] in [0, 1] goes with (N: none), and how far: [H * W] long, and float.
+    """Which track each pixel of a picture [..., 3, H, W] in [0, 1] goes with (N: none), and how far: [..., H * W] long, and
+    float.
 
-    began [N, 2] in pixels, where `there` [N]. It is the nearest along ways that shun edges: a step costs its length, and
-    more the more the colours differ (`EDGE`), so that borders between tracks come to lie where those of things are. No way
-    has more than `reach` steps; one from outside, from within a reach, goes straight to the picture first. Of two tracks in
-    one pixel it is the first. Geodesic distance, as in GeoS (Criminisi et al., 2008).
+    began [..., N, 2] in pixels, where `there` [..., N]. It is the nearest along ways that shun edges: a step costs its
+    length, and more the more the colours differ (`EDGE`), so that borders between tracks come to lie where those of things
+    are. No way has more than `reach` steps; one from outside, from within a reach, goes straight to the picture first. Of
+    two tracks in one pixel it is the first. Geodesic distance, as in GeoS (Criminisi et al., 2008).
     """
-    (_, h, w), count, far = picture.shape, len(began), 2 ** 30
+    (h, w), count, far, before = picture.shape[-2:], began.shape[-2], 2 ** 30, began.shape[:-2]
     x, y = (z.clamp(0, side - 1) for z, side in zip(began.floor().long().unbind(dim=-1), (w, h)))
     away = (began - torch.stack([x, y], dim=-1) - .5).square().sum(dim=-1).sqrt() - .71             # 0 in the pixel itself
     there, away = there & (away < reach), away.clamp(0, reach)
     number = (16 * away).int() * (count + 1) + torch.arange(count, device=began.device, dtype=torch.int32)
-    key = torch.full((h * w,), far, device=began.device, dtype=torch.int32)     # cost and track in one number: least wins
-    key.scatter_reduce_(0, torch.where(there, y * w + x, 0), torch.where(there, number, far), "amin")
-    key, wide = key.view(h, w), key.new_full((h + 2, w + 2), far)
+    key = number.new_full((*before, h * w), far)                            # cost and track in one number: least wins
+    key.scatter_reduce_(-1, torch.where(there, y * w + x, 0), torch.where(there, number, far), "amin")
+    key, wide = key.view(*before, h, w), key.new_full((*before, h + 2, w + 2), far)
     shown, steps = F.pad(picture, (1, 1, 1, 1)), []
     for dy, dx in ((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx):
-        here = slice(1 + dy, 1 + dy + h), slice(1 + dx, 1 + dx + w)
-        cost = (dy * dy + dx * dx) ** .5 + EDGE * (shown[:, *here] - picture).abs().sum(dim=0)
+        here = ..., slice(1 + dy, 1 + dy + h), slice(1 + dx, 1 + dx + w)
+        cost = (dy * dy + dx * dx) ** .5 + EDGE * (shown[here] - picture).abs().sum(dim=-3)
         steps.append((here, (16 * cost).round().int() * (count + 1)))
     for _ in range(int(reach)):
-        wide[1:-1, 1:-1] = key
+        wide[..., 1:-1, 1:-1] = key
         for here, step in steps:
             key = torch.minimum(key, wide[here] + step)
-    key = key.flatten()
+    key = key.flatten(-2)
     return torch.where(key < far, key % (count + 1), count).long(), key // (count + 1) / 16
 
 
 class Owned(NamedTuple):
     """Of each of M pixels: whose it is (N: nobody's), at what cost, and how far from its track, in reaches, 1 at most."""
-    whose: Tensor       # [M] long
-    cost: Tensor        # [M]
-    far: Tensor         # [M]
+    whose: Tensor       # [..., M] long
+    cost: Tensor        # [..., M]
+    far: Tensor         # [..., M]
 
 
 def pixels(size: tuple[int, int], device) -> Tensor:
@@ -74,9 +75,9 @@ def pixels(size: tuple[int, int], device) -> Tensor:
 def owned(picture: Tensor, began: Tensor, there: Tensor, reach: float, memo: Memo | None = None) -> Owned:
     """`owners`, but what is farther off than a track reaches is nobody's."""
     whose, cost = (memo or Memo(0))(owners, picture, began, there, reach)
-    away = pixels(picture.shape[-2:], began.device) - F.pad(began, (0, 0, 0, 1)).T[:, whose]
-    far = away.square().sum(dim=0).sqrt() / reach
-    return Owned(torch.where(far < 1, whose, len(began)), cost, far.clamp(max=1))
+    away = pixels(picture.shape[-2:], began.device) - pick(F.pad(began.mT, (0, 1)), whose[..., None, :])    # [..., 2, M]
+    far = away.square().sum(dim=-2).sqrt() / reach
+    return Owned(torch.where(far < 1, whose, began.shape[-2]), cost, far.clamp(max=1))
 
 
 def of_what_moves(every: Owned, below: Owned, lifted: Tensor, reach: float) -> Tensor:
@@ -134,31 +135,45 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, split: Split = by_hand, 
     (b, t, n, _), (h, w), picture = tracks.xy.shape, picture.shape[-2:], picture.float()
     if not n:
         return picture[:, None].expand(b, t, -1, -1, -1), picture.new_zeros(b, t, h, w)
-    clips = []
-    for xy, visible, origin, shown in zip(tracks.xy.float(), tracks.visible, tracks.origins().float(), picture, strict=True):
-        parts = zip(xy.split(AT_ONCE), visible.split(AT_ONCE))                          # [AT_ONCE, H * W] is large enough
-        clips.append([torch.cat(z) for z in zip(*(_warp(*part, origin, shown, reach, split, memo) for part in parts))])
-    return tuple(torch.stack(z) for z in zip(*clips))
+    xy, visible, origin = tracks.xy.float(), tracks.visible, tracks.origins().float()
+    began = torch.where(origin.isfinite().all(dim=-1, keepdim=True), origin, 1e4).clamp(-1e4, 1e4)
+    parts = []
+    for some in range(0, t, AT_ONCE):                                                   # [AT_ONCE, H * W] is large enough
+        clips = zip(xy[:, some:some + AT_ONCE], visible[:, some:some + AT_ONCE], origin, picture, strict=True)
+        clips = {k: _warp(*clip, reach, split, memo) for k, clip in enumerate(clips)}
+        asked, made = {k: next(clip) for k, clip in clips.items()}, {}
+        while asked:                                    # together: a GPU is asked hundreds of small things for any number
+            at = list(asked)
+            there = torch.stack([asked.pop(k) for k in at])
+            who = owned(*(torch.stack([z[k] for k in at]) for z in (picture, began)), there, reach, memo)
+            for k, its in zip(at, map(Owned, *who)):
+                try:
+                    asked[k] = clips[k].send(its)
+                except StopIteration as end:
+                    made[k] = end.value
+        parts.append([torch.stack([made[k][which] for k in range(b)]) for which in (0, 1)])
+    return tuple(torch.cat(z, dim=1) for z in zip(*parts))
 
 
 def _warp(xy: Tensor, visible: Tensor, origin: Tensor, picture: Tensor, reach: float, split: Split, memo: Memo
-          ) -> tuple[Tensor, Tensor]:
-    """`warp` of one clip: xy [T, N, 2], visible [T, N], origin [N, 2], picture [3, H, W] -> [T, 3, H, W], [T, H, W]."""
+          ) -> Generator[Tensor, Owned, tuple[Tensor, Tensor]]:
+    """`warp` of one clip: xy [T, N, 2], visible [T, N], origin [N, 2], picture [3, H, W] -> [T, 3, H, W], [T, H, W].
+
+    It asks up to three times which of its pixels some tracks own, [N] bool, and is sent the answer.
+    """
     n, size, known = len(origin), picture.shape[-2:], origin.isfinite().all(dim=-1)
     ways = Ways.of(xy, visible, origin, size, reach)
-    by = lambda which: owned(picture, ways.began[:, :n].T, which, reach, memo)
-
-    every = by(known)
+    every = yield known
     area = torch.zeros_like(ways.began[0]).scatter_add_(0, every.whose, torch.ones_like(every.cost))
     ways, lifted = ways.lift(area, reach)
-    below = by(known & ~lifted[:n])
+    below = yield known & ~lifted[:n]
     moving = of_what_moves(every, below, lifted[:-1], reach)                                        # [H * W]
     if empty(moving):
         ground = _ground(picture, ways, below, lifted, moving, reach)
         return ground[:, :-1], ground[:, -1]
     plate, hides = (z[0] for z in memo(split, picture[None], moving.view(1, 1, *size)))
     ground = _ground(plate, ways, below, lifted, moving, reach)
-    above = by(known & lifted[:n])
+    above = yield known & lifted[:n]
     front, far = _front(torch.cat([picture - (1 - hides) * plate, hides]), ways, above, lifted, reach)
     return front[:, :-1] + (1 - front[:, -1:]) * ground[:, :-1], torch.lerp(ground[:, -1], 1 - far, front[:, -1])
 
