@@ -38,12 +38,25 @@ class Finish(nn.Module):
 
 
 def sparing(made: Tensor, frames: Tensor, moved: Tensor) -> Tensor:
-    """Finished frames `made`, but as they were decoded where these and what is carried, `moved`, are far apart.
+    """Finished frames `made`, but as they were decoded where these are lighter than what is carried, `moved`, in two colours
+    at least.
 
-    For clips in which it snows or night falls: of that the given picture has nothing, and finished it would be wiped off.
+    For clips in which it snows: of that the given picture has nothing, and finished it would be wiped off.
     """
-    apart = around((frames - moved[:, :, :3]).abs().amax(dim=2, keepdim=True), 2)
-    return frames + ((0.12 - apart) / 0.08).clamp(0, 1) * (made - frames)
+    lighter = around((frames - moved[:, :, :3]).median(dim=2, keepdim=True).values.clamp_min(0), 2)
+    return frames + ((0.08 - lighter) / 0.05).clamp(0, 1) * (made - frames)
+
+
+def relit(frames: Tensor, moved: Tensor, cell: int = 8) -> Tensor:
+    """What is carried, `moved`, in the light of decoded frames: around each place as bright in every colour as these are.
+
+    For clips in which the light changes: the given picture has all the details, in another light.
+    """
+    cells = (F.avg_pool2d(x.flatten(0, 1).float(), cell, ceil_mode=True) for x in (frames, moved[:, :, :3]))
+    now, then = (F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) + .02 for x in cells)
+    gain = (now / then).clamp(.2, 3)
+    gain = F.interpolate(gain, size=frames.shape[-2:], mode="bilinear").unflatten(0, frames.shape[:2])
+    return torch.cat([(moved[:, :, :3] * gain).clamp(0, 1), moved[:, :, 3:]], dim=2)
 
 
 def inside(near: Tensor, reach: int = 6) -> Tensor:

@@ -17,14 +17,14 @@ from .carry import by_hand, encoded, moved
 from .config import PRESETS, Geometry, Preset
 from .cutter import Cutter, cut
 from .dit import WIDE, DiT
-from .finish import Finish, sparing
+from .finish import Finish, relit, sparing
 from .grip import whole
 from .guidance import Condition
 from .host import Memo
 from .motion import TrackHead
 from .picture import picture
 from .plate import Plate
-from .text import TextEncoder, stirs, unknown_words
+from .text import TextEncoder, lights, stirs, unknown_words
 from .tinyvae import TinyVAE
 from .tracks import Tracks
 from .weights import fetch, fill, first_line, read_weights, save_weights, write_whole
@@ -155,16 +155,19 @@ class Kit:
     def finished(self, frames: Tensor, moved: Tensor | None, prompts: list[str] | None = None) -> Tensor:
         """Decoded frames [B, T, 3, H, W] as they are shown: pulled to what tracks carry, where the kit has learned to.
 
-        prompts: of the B clips; weather and light that they ask for are spared (`finish.sparing`).
+        prompts: of the B clips; weather that they ask for is spared (`finish.sparing`), and what is carried is shown in the
+        light that they ask for (`finish.relit`).
         """
         if self.finish is None or moved is None:
             return frames
+        prompts = prompts or [""] * len(frames)
+        each = lambda does, new, old: [a if does(prompt) else b for prompt, a, b in zip(prompts, new, old, strict=True)]
+        if any(map(lights, prompts)):
+            moved = torch.stack(each(lights, relit(frames, moved), moved))
         made = self.finish(frames, moved)
-        asked = [stirs(prompt) for prompt in prompts or ()]
-        if not any(asked):
-            return made
-        spared = sparing(made, frames, moved)
-        return torch.stack([spared[b] if stirs_it else made[b] for b, stirs_it in enumerate(asked)])
+        if any(map(stirs, prompts)):
+            made = torch.stack(each(stirs, sparing(made, frames, moved), made))
+        return made
 
     @torch.no_grad()
     def encode_clip(self, image) -> Tensor | None:

@@ -19,6 +19,7 @@ still calm camera moves quiet
 """.split())
 
 SPECKS = "snow", "rain", "bubbles", "fireflies"         # in the air: nobody can know where each of them will be
+LIGHTS = "night", "day", "flickering", "fireflies"      # another light, on all there is
 STIRRING = *SPECKS, "ripples", "flickering", "night", "day", "swaying"      # what no picture shows and no track says
 
 ENDINGS = "fall", "ing", "ies", "es", "ed", "s", "y", "e"
@@ -50,6 +51,11 @@ def tokenize(prompt: str, length: int) -> list[int]:
 def stirs(prompt: str) -> bool:
     """Does it ask for what no picture shows and no track says?"""
     return any(word in STIRRING for word in words_of(prompt))
+
+
+def lights(prompt: str) -> bool:
+    """Does it ask for another light?"""
+    return any(word in LIGHTS for word in words_of(prompt))
 
 
 def unknown_words(prompt: str) -> list[str]:
