@@ -91,11 +91,8 @@ class Thing:
         if mask is None or not mask[int(place.imag), int(place.real)]:
             return None
         mask = mask & part_at(_grown(mask, round(GAP * min(mask.shape))), int(place.real), int(place.imag))
-        return cls.of(mask, place, spacing) if mask.mean() > SHARE[0] else None
-
-    @classmethod
-    def of(cls, mask: np.ndarray, place: complex, spacing: float) -> Thing:
-        """What a mask [H, W] bool shows, with points all over it, along its rim and close about it."""
+        if mask.mean() <= SHARE[0]:
+            return None
         side = min(mask.shape)
         halo, within, beyond = (max(1, round(far * side)) for far in (HALO, WITHIN, BESIDE))
         beyond = max(beyond, halo + 1)

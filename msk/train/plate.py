@@ -3,61 +3,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..carry import HIDES, of_what_moves, owned
+from ..carry import HIDES
 from ..config import Geometry
 from ..fill import around, widened
-from ..grip import REST, Thing, spread
 from ..plate import Plate
 from ..world import Scene, World
 from .data import about, shades
 from .vae import slopes
 
 SHARE = .6          # of the things of a scene are taken out; at least one is
-HELD = .6           # of the scenes by a hand, the others by tracks all over,
-TOLD = .8           # of the pictures are told of what moves as tracks do, the others wrongly by chance
 STRANGE = .3        # of the pictures have a ground that the world never has
 
 
 def taken_out(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Frame 0 as it is and without some of its things, [B, 3, H, W] each; how much these hide, [B, 1, H, W] float, and where
-    each is seen, [B, K, H, W] bool."""
+    """Frame 0 as it is and without some of its things, [B, 3, H, W] each; how much these hide, and where they are seen,
+    [B, 1, H, W] float and bool."""
     there = scene.there
     chance = torch.rand(there.shape, generator=generator).to(there.device).masked_fill(~there, 2)
     out = there & ((chance < SHARE) | (chance == chance.amin(dim=1, keepdim=True)))
     still = scene.when([0])
     number = torch.arange(1, out.shape[1] + 1, device=out.device)[:, None, None]
-    seen = out[:, :, None, None] & (still.layers()[:, None] == number)
-    return still.render()[:, 0], still.without(out).render()[:, 0], still.opacity(out), seen
-
-
-def as_told(picture: Tensor, seen: Tensor, stride: int, generator: torch.Generator) -> Tensor:
-    """What tracks would say moves, [1, H, W] bool, of a picture [3, H, W] in which things are seen, [K, H, W] bool.
-
-    Either a hand holds them (`grip.Thing`), half of the time by a cut that is misjudged, or there are tracks all over.
-    """
-    chance = torch.rand(3, generator=generator).tolist()
-    if chance[0] < HELD:
-        cuts = misjudged(seen[:, None], generator)[:, 0] & ~(seen.sum(dim=0) - seen.int()).bool() if chance[1] < .5 else seen
-        things = [Thing.of(cut.numpy(), 0j, stride) for cut in cuts.cpu() if cut.any()]
-        rest = spread(np.ones(seen.shape[1:], bool), max(seen.shape[1:]) / REST)
-        rest = np.concatenate([rest, *(thing.beside.origins for thing in things if thing.beside)])
-        for thing in things:
-            rest = rest[~thing.covers(rest)]
-        moving = np.concatenate([np.zeros(0), *(thing.origins for thing in things)])
-        places, count = np.concatenate([moving, rest]), len(moving)
-    else:
-        places = spread(np.ones(seen.shape[1:], bool), stride * (.75 + chance[2]))
-        on = seen.any(dim=0).cpu().numpy()[places.imag.astype(int), places.real.astype(int)]
-        places, count = np.concatenate([places[on], places[~on]]), int(on.sum())
-    places = torch.from_numpy(np.stack([places.real, places.imag], axis=-1)).float().to(picture.device)
-    lifted, reach = torch.arange(len(places) + 1, device=picture.device) < count, 3. * stride
-    every, below = (owned(picture, places, which, reach) for which in (torch.ones_like(lifted[1:]), ~lifted[:-1]))
-    return of_what_moves(every, below, lifted, reach).view(1, *seen.shape[1:])
+    seen = (out[:, :, None, None] & (still.layers()[:, None] == number)).any(dim=1)
+    return still.render()[:, 0], still.without(out).render()[:, 0], still.opacity(out), seen[:, None]
 
 
 def misjudged(moving: Tensor, generator: torch.Generator, most: float = 2.) -> Tensor:
@@ -76,16 +47,13 @@ class Store:
 
     def __init__(self, geometry: Geometry, capacity: int = 3072, seed: int = 0, device: str | torch.device = "cpu"):
         self.worlds, self.seed, self.made, self.device = [World(geometry, l) for l in ("calm", "full")], seed, 0, device
-        self.drawn = torch.empty(capacity, 9, geometry.height, geometry.width, dtype=torch.uint8, device=device)
+        self.drawn = torch.empty(capacity, 8, geometry.height, geometry.width, dtype=torch.uint8, device=device)
         self.generator = torch.Generator().manual_seed(seed)
 
     def grow(self, count: int) -> None:
         world = self.worlds[self.made // count % 2]
         scene, _ = world.scene(count, 1, (self.seed * 100_003 + self.made) % 900_000, self.device)
-        picture, ground, opacity, seen = taken_out(scene, self.generator)
-        told = [as_told(*one, scene.geometry.stride, self.generator) for one in zip(picture, seen)]
-        parts = picture, ground, opacity, seen.any(dim=1, keepdim=True), torch.stack(told)
-        drawn = torch.cat([part.float() for part in parts], dim=1)
+        drawn = torch.cat([part.float() for part in taken_out(scene, self.generator)], dim=1)
         self.drawn[torch.arange(self.made, self.made + count) % len(self.drawn)] = (drawn * 255).round().byte()
         self.made += count
 
@@ -100,18 +68,17 @@ class Store:
 
 
 def varied(drawn: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scenes [n, 9, H, W] uint8, turned about, in parts, in other colours, on other grounds; what moves is misjudged."""
+    """Scenes [n, 8, H, W] uint8, turned about, in parts, in other colours, on other grounds; what moves is misjudged."""
     n, device = len(drawn), drawn.device
     rand = lambda *size: torch.rand(*size, generator=generator).to(device)
-    picture, ground, opacity, seen, told = (about(drawn, generator)(drawn, "bilinear") / 255).split([3, 3, 1, 1, 1], dim=1)
+    picture, ground, opacity, seen = (about(drawn, generator)(drawn, "bilinear") / 255).split([3, 3, 1, 1], dim=1)
     more = torch.where(rand(n, 1, 1, 1) < STRANGE, rough(n, drawn.shape[-2:], generator).to(device), 0)
     front = picture - (1 - opacity) * ground
     ground = (ground + more).clamp(0, 1)
     picture, colour = (front + (1 - opacity) * ground).clamp(0, 1), shades(n, generator, device)
     own = rand(n, 1, 1, 1) < .5
     picture, ground = (torch.where(own, x, colour(x)) for x in (picture, ground))
-    moving = torch.where(rand(n, 1, 1, 1) < TOLD, told > .5, misjudged(seen > .5, generator))
-    return picture, moving, ground, opacity
+    return picture, misjudged(seen > .5, generator), ground, opacity
 
 
 def rough(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
