@@ -76,7 +76,7 @@ def grass(frames: Tensor) -> Tensor:
     return frames[..., -(frames.shape[-2] // 8):, :].diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
 
 
-DETECTORS = {"snow": falling(.022), "rain": falling(.07), "bubbles": falling(-.02), "ripples": ripples, "flicker": flicker,
+DETECTORS = {"snow": falling(.022), "rain": falling(.04), "bubbles": falling(-.02), "ripples": ripples, "flicker": flicker,
              "night": night, "day": day, "fireflies": fireflies, "grass": grass}
 LIGHT = ("night", "day")            # events of which the picture must show how they begin
 

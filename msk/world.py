@@ -423,13 +423,13 @@ class Scene:
         air = self._is("snow") | self._is("rain") | self._is("bubbles") | self._is("fireflies")
         if air.any():
             which = lambda *v: sum(self._is(n)[:, None, None] * s for n, s in v)
-            fall = which(("snow", .020), ("rain", .065), ("bubbles", -.018), ("fireflies", 0.)) * (.7 + .6 * pv)
+            fall = which(("snow", .020), ("rain", .040), ("bubbles", -.018), ("fireflies", 0.)) * (.7 + .6 * pv)
             drift = which(("snow", .06), ("bubbles", .04), ("fireflies", .14)) * torch.sin(.13 * t + 40 * pv)
             cx = (px + drift) * 2 - 1                                                                # [B, T, 24]
             cy = torch.remainder(py + fall * t + which(("fireflies", .10)) * torch.sin(.11 * t + 60 * px), 1) * 2.2 - 1.1
-            wide = which(("snow", .045), ("rain", .018), ("bubbles", .055), ("fireflies", .05)) + 1e-3
-            tall = which(("snow", .045), ("rain", .11), ("bubbles", .055), ("fireflies", .05)) + 1e-3
-            glow = which(("snow", .9), ("rain", .5), ("bubbles", .45)) + which(("fireflies", .9)) * (
+            wide = which(("snow", .045), ("rain", .030), ("bubbles", .055), ("fireflies", .05)) + 1e-3
+            tall = which(("snow", .045), ("rain", .12), ("bubbles", .055), ("fireflies", .05)) + 1e-3
+            glow = which(("snow", .9), ("rain", .8), ("bubbles", .45)) + which(("fireflies", .9)) * (
                 .5 + .5 * torch.sin(.25 * t + 30 * pv))
             line = lambda n: (torch.arange(n, device=device) + .5) / n * 2 - 1
             gx = torch.exp(-((line(W) - cx[..., None]) / wide[..., None]).square())                  # [B, T, 24, W]
