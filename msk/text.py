@@ -22,6 +22,7 @@ SPECKS = "snow", "rain", "bubbles", "fireflies"         # in the air: nobody can
 LIGHTS = "night", "day", "flickering", "fireflies"      # another light, on all there is
 STIRRING = *SPECKS, "ripples", "flickering", "night", "day", "swaying"      # what no picture shows and no track says
 
+BESIDE = {"snow": "falling", "rain": "falling", "bubbles": "rising", "ripples": "running", "fireflies": "glowing"}
 ENDINGS = "fall", "ing", "ies", "es", "ed", "s", "y", "e"
 
 _SPECIAL = ("<pad>", "<null>", "<unk>")
@@ -38,8 +39,11 @@ _BY_STEM = {_stem(word): word for word in reversed(WORDS)}          # of two wit
 
 
 def words_of(prompt: str) -> list[str]:
-    """The words of a prompt, each as the encoder knows it, if it does, whatever its ending."""
-    return [word if word in _INDEX else _BY_STEM.get(_stem(word), word) for word in re.findall(r"[a-z]+", prompt.lower())]
+    """The words of a prompt, each as the encoder knows it, if it does, whatever its ending; and with what goes the word that
+    it has always heard beside it: it rains, rain falling."""
+    said = re.findall(r"[a-z]+", prompt.lower())
+    said = [word if word in _INDEX else _BY_STEM.get(_stem(word), word) for word in said]
+    return [each for word in said for each in (word, BESIDE.get(word)) if each and (each == word or each not in said)]
 
 
 def tokenize(prompt: str, length: int) -> list[int]:
