@@ -15,7 +15,7 @@ SIZE = 96
 @pytest.fixture(scope="module")
 def scene():
     """A world clip [3, 13, 3, 96, 96] and points in it that can be measured."""
-    clip = World(Geometry(SIZE, SIZE), "full").sample(3, 13, seed=1_000_007)
+    clip = World(Geometry(SIZE, SIZE), "full", eventful=0.).sample(3, 13, seed=1_000_007)
     return clip, trackers.trackable(clip.frames, clip.track, 16, torch.Generator().manual_seed(0))
 
 
