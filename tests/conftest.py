@@ -27,7 +27,7 @@ def close():
 
 @pytest.fixture
 def exact():
-    """To 1e-5, however large the numbers: what golden tensors are held to."""
+    """To 1e-5, and of large numbers to as large a part: what golden tensors are held to."""
     return lambda a, b: torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 

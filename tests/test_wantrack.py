@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from msk import checkpoints
+from msk import checkpoints, motion
 from msk.attention import budget_mask, rope
 from msk.cache import FrameCache
 from msk.config import PRESETS, Geometry, StreamConfig, TrackConfig, VAEConfig
@@ -80,11 +80,14 @@ def golden_head(golden, bias):
 def rounded_as_where_the_golden_tensors_were_made(monkeypatch):
     """The last digit of exp is another on other machines, and times a large id it is seen (0.004). Of the rates of ids, the
     golden tensors know the nearest float32 to each, but of the fourth the one above it."""
+    ours = motion.rates
+
     def rates(count, device):
         exact = (torch.arange(count) * (-math.log(10_000) / count)).double().exp().float()
         exact[3] = torch.nextafter(exact[3], torch.tensor(1.))
+        assert (exact / ours(count, device).cpu() - 1).abs().max() < 3e-7
         return exact.to(device)
-    monkeypatch.setattr("msk.motion.rates", rates)
+    monkeypatch.setattr(motion, "rates", rates)
 
 
 def test_golden_ids(golden, exact):
