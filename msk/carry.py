@@ -12,7 +12,7 @@ from .config import Geometry
 from .fill import from_afar, widened
 from .host import Memo, empty
 from .tracks import Tracks
-from .ways import Ways, pick
+from .ways import Ways, finite, pick
 
 EDGE = 20.                  # pixels of way that a step from 0 to 1 in one colour counts as
 FOOT = 0.75                 # a pixel covers what is so near to where it went, in x and y (0.71, if turned by 45 degrees)
@@ -67,7 +67,7 @@ class Owned(NamedTuple):
     far: Tensor         # [..., M]
 
 
-def pixels(size: tuple[int, int], device) -> Tensor:
+def middles(size: tuple[int, int], device) -> Tensor:
     """The middles of a picture's pixels, row by row, [2, H * W]: x and y."""
     return torch.stack(torch.meshgrid(*(torch.arange(z, device=device) + .5 for z in size[::-1]), indexing="xy")).flatten(1)
 
@@ -75,7 +75,7 @@ def pixels(size: tuple[int, int], device) -> Tensor:
 def owned(picture: Tensor, began: Tensor, there: Tensor, reach: float, memo: Memo | None = None) -> Owned:
     """`owners`, but what is farther off than a track reaches is nobody's."""
     whose, cost = (memo or Memo(0))(owners, picture, began, there, reach)
-    away = pixels(picture.shape[-2:], began.device) - pick(F.pad(began.mT, (0, 1)), whose[..., None, :])    # [..., 2, M]
+    away = middles(picture.shape[-2:], began.device) - pick(F.pad(began.mT, (0, 1)), whose[..., None, :])    # [..., 2, M]
     far = away.square().sum(dim=-2).sqrt() / reach
     return Owned(torch.where(far < 1, whose, began.shape[-2]), cost, far.clamp(max=1))
 
@@ -136,7 +136,7 @@ def warp(tracks: Tracks, picture: Tensor, reach: float, split: Split = by_hand, 
     if not n:
         return picture[:, None].expand(b, t, -1, -1, -1), picture.new_zeros(b, t, h, w)
     xy, visible, origin = tracks.xy.float(), tracks.visible, tracks.origins().float()
-    began = torch.where(origin.isfinite().all(dim=-1, keepdim=True), origin, 1e4).clamp(-1e4, 1e4)
+    began = finite(origin)
     parts = []
     for some in range(0, t, AT_ONCE):                                                   # [AT_ONCE, H * W] is large enough
         clips = zip(xy[:, some:some + AT_ONCE], visible[:, some:some + AT_ONCE], origin, picture, strict=True)
@@ -213,7 +213,7 @@ def come(ways: Ways, by: Owned, kind: Tensor, foot: Tensor, size: tuple[int, int
     """What of a picture has come to each place, [T, H * W] each: anything? with whom, from where in it, [2, T, H * W] in
     pixels, and how far from its track (1: nothing). kind, foot [T, N + 2] of each track: see `land`. which [M]: no pixels
     but these go."""
-    pixel = pixels(size, ways.at.device)
+    pixel = middles(size, ways.at.device)
     whose, cost, far = by if which is None else (z[which] for z in by)
     to = ways.forth(pixel if which is None else pixel[:, which], whose)
     source = land(to, pick(foot, whose), pick(kind, whose), (cost / (4 * reach)).clamp(max=1), size)

@@ -19,7 +19,7 @@ from .kit import Kit, load
 from .viz import grid, strip
 from .world import HELD_OUT, World
 
-LEAST = SHARE[0]             # of the picture: what shows less is not touched
+LEAST = SHARE[0]    # of the picture: what shows less is not touched
 RIGHT, LOST = .9, .5    # overlaps above which a thing counts as cut out whole, and below which as missed
 SHOWN = 8           # things on the film strip
 

@@ -92,6 +92,11 @@ def enclosed(began: Tensor, mask: Tensor, reach: float) -> Tensor:
     return inside
 
 
+def finite(places: Tensor) -> Tensor:
+    """Places [..., 2] in pixels; far away where they are not known."""
+    return torch.where(places.isfinite().all(dim=-1, keepdim=True), places, 1e4).clamp(-1e4, 1e4)
+
+
 def pick(x: Tensor, who: Tensor) -> Tensor:
     """x [..., N] of each track -> [..., M] of each that goes with one, who [M] or [..., M]."""
     return x.gather(-1, who.expand(*x.shape[:-1], -1))
@@ -113,7 +118,7 @@ class Ways:
         finite in them is not known, and the ground stays, until `lift` says more."""
         known, (h, w) = origin.isfinite().all(dim=-1), size
         placed = xy.isfinite().all(dim=-1) & known
-        began = torch.where(known[:, None], origin, 1e4).clamp(-1e4, 1e4)
+        began = finite(origin)
         at = torch.where(placed[..., None], xy, began).clamp(-1e4, 1e4)
         turn = turned_back(at, began, placed, reach)
         began, at, turn = (F.pad(z.movedim(-1, 0), (0, 2)) for z in (began, at, turn))

@@ -249,7 +249,7 @@ viz.grid([viz.strip(clips[:, -1], zoom=2) for clips in shown.values()], list(sho
 from msk import cutter, hands
 
 shot = next(hands.takes(World(kit.geometry), "drag", HELD_OUT, count=1, frames=33))
-shot = hands.held(kit, shot) if cutter.can_cut() else shot                    # (with OpenCV) the whole thing, the rest held
+shot = hands.held(kit, shot) if cutter.can_cut() else shot                  # (with OpenCV) the whole thing, the rest held
 decoded = hands.play(replace(kit, finish=None), shot)                       # [B, T, 3, H, W]
 moved = kit.moved(shot.told, shot.truth[:, 0])
 done = kit.finished(decoded.to(kit.device), moved).cpu()
