@@ -1,4 +1,4 @@
-"""What is around: means of it, masks widened by it, and holes filled from it."""
+"""Box means, dilated masks, and holes filled from around them."""
 from __future__ import annotations
 
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def around(x: Tensor, reach: int) -> Tensor:
+def box_mean(x: Tensor, reach: int) -> Tensor:
     """x [..., H, W] -> the mean of what lies within `reach` rows and columns of each pixel, and in the picture.
 
     As `F.avg_pool2d` without its padding; but that takes each of (2 reach + 1)^2 pixels by itself, and here one axis comes
@@ -23,13 +23,14 @@ def around(x: Tensor, reach: int) -> Tensor:
     return x
 
 
-def widened(mask: Tensor, reach: int) -> Tensor:
+def dilate(mask: Tensor, reach: int) -> Tensor:
     """mask [..., H, W] bool, and what lies within `reach` rows and columns of it."""
-    return around(mask.float(), reach) > 0
+    return box_mean(mask.float(), reach) > 0
 
 
-def fill_in(x: Tensor, known: Tensor) -> Tensor:
-    """x [T, C, h, w] where `known` [T, 1, h, w] bool; elsewhere what is known around it, from ever farther away.
+def pull_push(x: Tensor, known: Tensor) -> Tensor:
+    """x [T, C, h, w] where `known` [T, 1, h, w] bool; elsewhere what is known around it, from ever farther away: the
+    pull-push pyramid of the Lumigraph (Gortler et al., 1996).
 
     Whether there is anything to fill is not asked: a GPU would have to be waited for.
     """
@@ -37,11 +38,11 @@ def fill_in(x: Tensor, known: Tensor) -> Tensor:
         return x * known
     share = F.avg_pool2d(known.float(), 2, ceil_mode=True)
     coarse = F.avg_pool2d(x * known, 2, ceil_mode=True) / share.clamp_min(1e-6)
-    around = F.interpolate(fill_in(coarse, share > 0), size=x.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.where(known, x, around)
+    far = F.interpolate(pull_push(coarse, share > 0), size=x.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(known, x, far)
 
 
-def from_afar(x: Tensor, good: Tensor) -> Tensor:
-    """x [T, C, H, W] as smooth as means of 4x4 pixels, made of what is `good` [T, 1, H, W] bool in it (`fill_in`)."""
+def fill_smoothly(x: Tensor, good: Tensor) -> Tensor:
+    """x [T, C, H, W] as smooth as means of 4x4 pixels, made of what is `good` [T, 1, H, W] bool in it (`pull_push`)."""
     mean, share = (F.avg_pool2d(z, 4, ceil_mode=True) for z in (x * good, good.float()))
-    return F.interpolate(fill_in(mean / share.clamp_min(1e-6), share > 0), size=x.shape[-2:], mode="bilinear")
+    return F.interpolate(pull_push(mean / share.clamp_min(1e-6), share > 0), size=x.shape[-2:], mode="bilinear")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fill import around
+from .fill import box_mean
 
 
 class Finish(nn.Module):
@@ -32,7 +32,7 @@ class Finish(nn.Module):
         x = self.net(x.to(self.net[0].weight.dtype, memory_format=torch.channels_last))
         colour, detail = F.pixel_shuffle(x.float().contiguous(), 2).tanh().split(1, dim=1)      # [B * T, 1, H, W] each
         way = inside(carried[:, 3:]) * (carried[:, :3] - frames)
-        coarse = around(way, 2)
+        coarse = box_mean(way, 2)
         made = frames + colour * coarse + detail * (way - coarse)
         return (made.clamp(0, 1) if clamp else made).unflatten(0, moved.shape[:2])
 
@@ -43,7 +43,7 @@ def sparing(made: Tensor, frames: Tensor, moved: Tensor) -> Tensor:
 
     For clips in which it snows: of that the given picture has nothing, and finished it would be wiped off.
     """
-    lighter = around((frames - moved[:, :, :3]).median(dim=2, keepdim=True).values.clamp_min(0), 2)
+    lighter = box_mean((frames - moved[:, :, :3]).median(dim=2, keepdim=True).values.clamp_min(0), 2)
     return frames + ((0.08 - lighter) / 0.05).clamp(0, 1) * (made - frames)
 
 
@@ -64,5 +64,5 @@ def inside(near: Tensor, reach: int = 6) -> Tensor:
 
     There two pictures meet that need not fit, the moved one and the one that stays.
     """
-    share = around((near > 0).float(), reach)
+    share = box_mean((near > 0).float(), reach)
     return (2 * share - 1).abs()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .carry import by_hand, encoded, moved
+from .carry import encoded, inpaint, moved
 from .config import PRESETS, Geometry, Preset
 from .cutter import Cutter, cut
 from .dit import WIDE, DiT
@@ -206,7 +206,7 @@ class Kit:
         if not (bool(tracks.visible.any()) if shown is None else shown):
             return None
         return moved(tracks.to(self.device), self.pixels(image).expand(len(tracks.xy), -1, -1, -1), self.geometry,
-                     self.plate or by_hand, memo)
+                     self.plate or inpaint, memo)
 
     @torch.no_grad()
     def motion(self, tracks: Tracks, moved: Tensor | None = None, start: bool = True) -> Tensor:

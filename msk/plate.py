@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .carry import HIDES, RIM, by_hand
-from .fill import widened
+from .carry import HIDES, RIM, inpaint
+from .fill import dilate
 from .unet import UNet
 
 REACH = 3 / 32      # of the shorter side: so far from what moves a shadow, or a part that was overlooked, may lie
@@ -17,7 +17,7 @@ class Plate(UNet):
     """What is beneath what moves, and how much of it is hidden: picture = front + (1 - opacity) plate.
 
     A layer of opacity is what a thing and its shadow have in common: one hides all, the other some (as in Omnimatte,
-    2105.06993). It begins as `carry.by_hand`, an even patch, and learns what to add to that and where it ends.
+    2105.06993). It begins as `carry.inpaint`, an even patch, and learns what to add to that and where it ends.
     """
 
     def __init__(self, width: int, levels: int = 5):
@@ -30,13 +30,13 @@ class Plate(UNet):
         """pictures [B, 3, H, W] in [0, 1], moving [B, 1, H, W] bool -> the plate, of the same kind, and opacity
         [B, 1, H, W] in [0, 1]. Far from what moves the plate is the picture, and nothing is hidden."""
         height, width = pictures.shape[-2:]
-        plain, _ = by_hand(pictures, moving)
+        plain, _ = inpaint(pictures, moving)
         x = torch.cat([pictures - .5, moving.float(), plain - .5], dim=1)
         x = F.pad(x, (0, -width % self.unit, 0, -height % self.unit), mode="replicate")
         said = F.pixel_shuffle(self.last(F.silu(self.look(x))).float(), 2)[..., :height, :width]
         change, mix, opacity = said.split([3, 1, 1], dim=1)
-        near = widened(moving, max(1, round(REACH * min(height, width)))).float()
-        mix = near * (mix + SURE * (2 * widened(moving, RIM).float() - 1)).sigmoid()
+        near = dilate(moving, max(1, round(REACH * min(height, width)))).float()
+        mix = near * (mix + SURE * (2 * dilate(moving, RIM).float() - 1)).sigmoid()
         opacity = near * (opacity + SURE * (2 * moving.float() - 1)).sigmoid()
         mix = mix * (opacity / HIDES - 1).clamp(0, 1)                       # what is not lifted is not changed either
         return pictures + mix * ((plain + change).clamp(0, 1) - pictures), opacity

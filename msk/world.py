@@ -267,9 +267,9 @@ class Scene:
     def frames(self) -> int:
         return self.pan.shape[1]
 
-    def part(self, start: int, stop: int) -> Scene:
-        """The scenes [start, stop) alone."""
-        return replace(self, **{f.name: getattr(self, f.name)[start:stop] for f in fields(self) if f.name != "geometry"})
+    def part(self, which: slice | list[int]) -> Scene:
+        """Some of the scenes alone."""
+        return replace(self, **{f.name: getattr(self, f.name)[which] for f in fields(self) if f.name != "geometry"})
 
     def when(self, frames: list[int]) -> Scene:
         """Some of its frames alone. What bends does so as if they followed each other: let stiff scenes be looked at so."""
@@ -374,7 +374,7 @@ class Scene:
     def render(self) -> Tensor:
         """Frames [B, T, 3, H, W] in [0, 1]."""
         if self.pan.device.type == "cpu":                    # one clip at a time stays in the processor's cache
-            return torch.cat([self.part(b, b + 1)._render() for b in range(len(self.pan))])
+            return torch.cat([self.part(slice(b, b + 1))._render() for b in range(len(self.pan))])
         return self._render()
 
     def _render(self) -> Tensor:
@@ -570,17 +570,17 @@ class World:
                       rand(B, 96))
         return scene, self._captions(kind, hue, texture, there, place, event, moving)
 
-    def _captions(self, kind, hue, texture, there, place, event, moving) -> list[str]:
-        colours, places, events = list(COLOURS), list(PLACES), list(EVENTS.values())
+    def _captions(self, *drawn: Tensor) -> list[str]:
+        """Of kind, hue, texture, there [B, K] and place, event, moving [B]: what is to be seen, and what happens."""
+        colours, kinds, places, events = list(COLOURS), list(KINDS), list(PLACES), list(EVENTS.values())
+        over = {"sea": "over the sea", "sky": "in the sky", "meadow": "over a meadow", "sand": "on the sand",
+                "forest": "in the forest", "hills": "over the hills"}
         captions = []
-        for b in range(len(kind)):
-            things = " and ".join(
-                f"a {colours[hue[b, k]]} {TEXTURES[texture[b, k]] + ' ' if texture[b, k] else ''}{KINDS[kind[b, k]]}"
-                for k in range(kind.shape[1]) if there[b, k])
-            over = {"sea": "over the sea", "sky": "in the sky", "meadow": "over a meadow", "sand": "on the sand",
-                    "forest": "in the forest", "hills": "over the hills"}[places[place[b]]]
-            tail = [w for w in (events[event[b]], "camera moves" if moving[b] else "") if w]
-            captions.append(", ".join([f"{things} {over}", *tail]))
+        for kind, hue, texture, there, place, event, moving in zip(*(z.tolist() for z in drawn)):
+            things = " and ".join(f"a {colours[h]} {TEXTURES[t] + ' ' if t else ''}{kinds[k]}"
+                                  for k, h, t, seen in zip(kind, hue, texture, there) if seen)
+            tail = [w for w in (events[event], "camera moves" if moving else "") if w]
+            captions.append(", ".join([f"{things} {over[places[place]]}", *tail]))
         return captions
 
 

@@ -7,7 +7,7 @@ Labels hang on storages, so views, parameters, gradients and what is set as `.da
 tensors is labelled, in backward passes as well, and what CUDA refuses is refused: operands on two devices (but for numbers
 without axes, where a kernel takes them), the CPU's generator for the GPU's numbers, `.numpy()`, pinning what is not on the
 CPU, products of whole numbers. What is on its way by pinned memory, and was not waited for, may not be read on the CPU, nor
-written there. `gpu.waits` takes down what makes the CPU wait for the GPU.
+written there. `gpu.asked` counts operations, `gpu.waits` takes down what makes the CPU wait for the GPU.
 
 What it cannot show: time, memory, kernels that are missing or round otherwise, and streams, which all are one here.
 """
@@ -60,6 +60,7 @@ class Card:
     """The GPU itself: what is on its way to it and from it, and what was waited for."""
 
     def __init__(self):
+        self.asked = 0                                      # operations: what each costs a CPU does not depend on sizes
         self.waits: list[str] = []
         self.coming: list[weakref.ref] = []                 # storages on the CPU that are still to be written
         self.going: list[tuple[Tensor, Tensor]] = []        # pinned tensors that are still to be read, as they were
@@ -126,9 +127,10 @@ class Law(TorchDispatchMode):
             kwargs["device"] = CPU
         out = op(*args, **kwargs)
         there = here if asked is None else asked.type == "cuda"
-        for x in tensors_in((out,)):
-            if (storage := x.untyped_storage()) not in storages:
-                storage.on_gpu = there
+        new = [storage for x in tensors_in((out,)) if (storage := x.untyped_storage()) not in storages]
+        for storage in new:
+            storage.on_gpu = there
+        self.card.asked += there and bool(new or op.overloadpacket.__name__.endswith("_"))             # views cost nothing
         return out
 
     def judge(self, op, packet, args, tensors) -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from msk.carry import EDGE, HIDDEN, NOBODYS, SEEN, by_hand, carry, land, owners, warp
+from msk.carry import EDGE, HIDDEN, NOBODYS, SEEN, carry, inpaint, owners, rasterize, warp
 from msk.config import Geometry, TrackConfig
-from msk.fill import fill_in, widened
+from msk.fill import dilate, pull_push
 from msk.motion import TrackHead, draw_ids
+from msk.similarity import backward_linear, enclosed, median
 from msk.tracks import Tracks
-from msk.ways import enclosed, median, turned_back
 
 G = Geometry(32, 48)                # 4 x 6 cells
 REACH = 24.
@@ -90,7 +90,7 @@ def test_of_those_that_come_to_a_place_the_first_kind_is_seen_and_of_these_the_n
     to = torch.rand(2, t, h * w, generator=g) * torch.tensor([w + 6., h + 6.]).view(2, 1, 1) - 3
     kind = torch.randint(4, (t, h * w), generator=g).int()
     cost, foot = torch.rand(h * w, generator=g), torch.rand(t, h * w, generator=g) * .6 + .5
-    source = land(to, foot, kind, cost, (h, w))
+    source = rasterize(to[:, None], foot[None], kind[None], cost[None], (h, w))[0]
     plain = torch.empty(t, h, w, 3)
     for f in range(t):
         for place in range(h * w):
@@ -117,19 +117,19 @@ def test_the_middle_counts_each_as_often_as_it_weighs():
 
 def test_what_is_widened_reaches_as_many_rows_and_columns_on():
     mask = torch.rand(2, 9, 14, generator=torch.Generator().manual_seed(0)) < .05
-    assert torch.equal(widened(mask, 2), F.max_pool2d(mask.float(), 5, 1, 2) > 0) and mask.float().mean() < .1
+    assert torch.equal(dilate(mask, 2), F.max_pool2d(mask.float(), 5, 1, 2) > 0) and mask.float().mean() < .1
 
 
 def test_a_hole_is_filled_from_its_rim_and_what_is_known_stays(close):
     x = torch.rand(2, 3, 9, 14, generator=torch.Generator().manual_seed(0))
     known = torch.ones(2, 1, 9, 14, dtype=torch.bool)
-    close(fill_in(x, known), x)
+    close(pull_push(x, known), x)
     known[0, :, 2:8, 3:9] = False
-    filled = fill_in(x, known)
+    filled = pull_push(x, known)
     assert torch.equal(filled.where(known, x), x) and torch.equal(filled[1], x[1])
     assert filled.min() >= x.min() and filled.max() <= x.max()
     even = torch.full_like(x, .3).where(known, torch.tensor(9.))
-    close(fill_in(even, known), torch.full_like(x, .3))
+    close(pull_push(even, known), torch.full_like(x, .3))
 
 
 # -- the moved picture ---------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def plain_warp(tracks, picture, reach):
         of_ground, of_front = (owned(knows & which) for which in (~lifted[:n], lifted[:n]))
         moving = torch.tensor([bool(lifted[k]) and (c <= reach or other == n)
                                for k, c, other in zip(whose, cost, of_ground[0])])
-        plate = by_hand(picture[i:i + 1], moving.view(1, 1, G.height, G.width))[0][0]
+        plate = inpaint(picture[i:i + 1], moving.view(1, 1, G.height, G.width))[0][0]
         below = [n + 1 if k == n and goes else k for k, goes in zip(of_ground[0], moving)]
         for f in range(t):
             come, above = {}, {}
@@ -254,7 +254,7 @@ def test_a_thing_keeps_its_outline_and_the_ground_about_it_stays():
     picture, truth = with_disc(14, 16, ground), with_disc(28, 16, ground)
     frames, _ = warp(led(0., 14.), picture[None], REACH)
     off = (frames[0, 1] - truth).abs().amax(dim=0)
-    was = widened(disc(14, 16) > 0, 3)[0]
+    was = dilate(disc(14, 16) > 0, 3)[0]
     assert off[~was].max() < .2, "neither steps at its edge nor ground that went along"
     assert off[was & ~(disc(28, 16) > 0)[0]].max() < .2 < (picture - truth).abs().amax(dim=0)[was].max(), "uncovered ground"
 
@@ -388,12 +388,12 @@ def test_what_moves_at_any_time_is_lifted_off_from_the_first_frame_on_and_laid_b
     def split(pictures, moving):
         asked.append(moving)
         hides = .1 + .9 * torch.rand(moving.shape, generator=g)
-        return torch.rand(pictures.shape, generator=g), hides * widened(moving, 2)
+        return torch.rand(pictures.shape, generator=g), hides * dilate(moving, 2)
 
     frames, _ = warp(led(0., 0., 14.), picture[None], REACH, split)
     (moving,) = asked
     assert (moving[0, 0] & (disc(14, 16)[0] == 1)).sum() > 80 and not (moving[0, 0] & (disc(14, 16)[0] == 0)).any()
-    lies = widened(moving, 2)[0]
+    lies = dilate(moving, 2)[0]
     for frame in frames[0, :2]:
         close(frame.where(lies, 0.), picture.where(lies, 0.), atol=1e-5)
     assert (frames[0, 2] - frames[0, 0]).abs().amax() > .3
@@ -428,7 +428,7 @@ def test_a_hub_goes_with_what_turns_about_it():
     tracks = Tracks.of(torch.cat([spots, ground]).expand(2, -1, -1).clone())
     tracks.xy[0, 1, :5] = turning(70., 1., spots)
     asked = []
-    warp(tracks, waves()[None], REACH, lambda pictures, moving: (asked.append(moving), by_hand(pictures, moving))[1])
+    warp(tracks, waves()[None], REACH, lambda pictures, moving: (asked.append(moving), inpaint(pictures, moving))[1])
     assert asked[0][0, 0, 14:18, 22:26].all() and not asked[0][0, 0, :4].any()
     still = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * 30
     mask = (still - 15).norm(dim=-1) < 9
@@ -439,7 +439,7 @@ def test_a_hub_goes_with_what_turns_about_it():
             there = [((p - at).norm().item(), m) for p, m in zip(still, mask.tolist()) if sign * (p[axis] - at[axis]) > 0]
             nearest.append(min(there, default=(99., False)))
         plain[k] = all(m and away < REACH for away, m in nearest)
-    assert torch.equal(enclosed(still, mask[None], REACH)[0], plain) and 0 < plain.sum() < 20
+    assert torch.equal(enclosed(still.T, mask[None], REACH)[0], plain) and 0 < plain.sum() < 20
 
 
 def test_half_a_pixel_is_half_a_pixel(close):
@@ -482,7 +482,7 @@ def test_a_track_turns_as_those_about_it_do_and_not_as_those_beyond_an_edge(clos
     now = torch.where(left[:, None], turning(90., 1., at), at)
     astray = torch.rand(len(at), generator=torch.Generator().manual_seed(0)) < .1
     now = now + 9. * astray[:, None]
-    a = turned_back(now[None], at, torch.ones(1, len(at), dtype=torch.bool), 19.)[0]
+    a = backward_linear(now.T[:, None], at.T, torch.ones(1, len(at), dtype=torch.bool), 19.)[:, 0].T
     want = torch.where(left[:, None], torch.tensor([0., 1.]), torch.tensor([1., 0.]))
     right = ((a - want).norm(dim=-1) < .05) | astray
     assert right.float().mean() > .97
@@ -490,8 +490,9 @@ def test_a_track_turns_as_those_about_it_do_and_not_as_those_beyond_an_edge(clos
 
 def test_what_is_heard_of_too_few_or_of_none_is_not_believed(close):
     at = torch.tensor([[10., 10.], [14., 10.], [10., 14.], [14., 14.]])
-    now, none = turning(90., 1., at)[None], torch.tensor([1., 0.])
-    turn = lambda known=4, reach=19., n=4: turned_back(now[:, :n], at[:n], torch.arange(n)[None] < known, reach)
+    now, none = turning(90., 1., at), torch.tensor([1., 0.])
+    turn = lambda known=4, reach=19., n=4: backward_linear(now[:n].T[:, None], at[:n].T, torch.arange(n)[None] < known, reach
+                                                       ).movedim(0, -1)
     close(turn(), torch.tensor([0., 1.]).expand(1, 4, 2))
     for few in (turn(known=3), turn(reach=2.), turn(n=3), turn(n=1)):
         close(few, none.expand_as(few))

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from msk import Kit, Stream, Tracks, evaluate, generate, hands, load
 from msk.config import PRESETS
-from msk.finish import Finish, around
+from msk.fill import box_mean
+from msk.finish import Finish
 from msk.text import lights
 from msk.train import finish as stage
 from msk.train.loop import Budget, Learner, train
@@ -53,7 +54,7 @@ def test_where_both_agree_there_is_nothing_to_do_whatever_it_learned(kit, close)
 def test_around_a_pixel_is_the_mean_of_its_neighbours_in_the_picture(reach, close):
     x = torch.rand(2, 3, 9, 16, generator=torch.Generator().manual_seed(0))
     given = x.clone()
-    close(around(x, reach), F.avg_pool2d(x, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False))
+    close(box_mean(x, reach), F.avg_pool2d(x, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False))
     assert torch.equal(x, given)
 
 

@@ -238,6 +238,18 @@ def test_a_dragged_point_takes_its_thing_along_and_the_rest_stays(play):
     assert (np.abs(way - (24 + 6j)) < 0.6).sum() + (np.abs(way) < 1e-3).sum() == len(way)
 
 
+def test_a_point_that_takes_nothing_says_so_once_and_a_box_of_them_does_not(play):
+    session = play()
+    notes = lambda: [e["message"] for e in session.events if e["type"] == "note"]
+    session.add(1, *share(BALL))
+    until(lambda: session.points[1].thing is not None)
+    session.add(2, 0.9, 0.9)
+    until(lambda: session.points[2].looked and notes())
+    session.grid(3, (0.7, 0.7, 0.98, 0.98), 0.1)
+    until(lambda: len(session.points) > 4 and all(p.looked for p in session.points.values()))
+    assert len(notes()) == 1 and notes()[0].startswith("Nothing whole")
+
+
 def test_a_hand_leads_a_thing_out_of_the_picture_and_back(play):
     session = play()
     session.add(1, *share(BALL))

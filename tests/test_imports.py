@@ -8,15 +8,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "msk"
-ROUTE = {"config", "cache", "flow", "guidance", "attention", "tracks", "tinyvae", "finish", "text", "motion", "fill", "ways",
-         "carry", "dit", "sample", "stream"}
+ROUTE = {"config", "cache", "flow", "guidance", "attention", "tracks", "tinyvae", "finish", "text", "motion", "fill",
+         "similarity", "carry", "dit", "sample", "stream"}
 SIDE = {"world", "clips", "trackers", "camera", "video"}
 MAY = {
     "config": set(), "cache": set(), "flow": set(), "guidance": set(), "weights": set(), "host": set(),
-    "fill": set(), "ways": {"host"}, "finish": {"fill"},
+    "fill": set(), "similarity": {"host"}, "finish": {"fill"},
     **{room: {"config", "host"} for room in ("attention", "tracks", "tinyvae", "text")},
     **{room: {"config", "host", "tracks"} for room in ("motion", "camera", "trackers")},
-    "carry": {"config", "fill", "host", "tracks", "ways"},
+    "carry": {"config", "fill", "host", "similarity", "tracks"},
     "world": {"config", "host", "text", "tracks"},      # it speaks the words that the encoder knows
     "video": {"config", "picture", "tracks"},
     "unet": set(), "cutter": {"unet"}, "plate": {"carry", "fill", "unet"}, "grip": {"cutter", "motion", "tracks"},

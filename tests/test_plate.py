@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from msk import Kit, Stream, Tracks, load
-from msk.carry import HIDES, by_hand
+from msk.carry import HIDES, inpaint
 from msk.config import PRESETS, Geometry
-from msk.fill import widened
+from msk.fill import dilate
 from msk.host import Memo, empty
 from msk.live.replay import fingerprint
 from msk.plate import Plate
@@ -49,11 +49,11 @@ def test_untrained_it_says_what_is_said_by_hand_and_far_from_what_moves_nothing_
     moving = torch.zeros(2, 1, *size, dtype=torch.bool)
     moving[0, 0, 10:18, 12:20] = True
     made, hides = fresh()(pictures, moving)
-    plain, hidden = by_hand(pictures, moving)
+    plain, hidden = inpaint(pictures, moving)
     assert made.shape == pictures.shape and hides.shape == moving.shape
     close(made.where(moving, 0.), plain.where(moving, 0.), atol=.02)
     close(hides, hidden, atol=.02)
-    far = ~widened(moving, 3 * min(size) // 32 + 1)
+    far = ~dilate(moving, 3 * min(size) // 32 + 1)
     assert torch.equal(made.where(far, 0.), pictures.where(far, 0.)) and not hides[far].any()
     assert torch.equal(made[1], pictures[1]) and not hides[1].any()
 
@@ -82,7 +82,7 @@ def test_a_shadow_hides_some_and_has_no_colour(close):
     scene, _ = World(SIZE, "calm").scene(8, 1, 5)
     scene = scene.quiet()
     picture, ground, hides, seen = stage.taken_out(scene, torch.Generator().manual_seed(0))
-    shadow = (hides > .05) & (hides < .3) & ~widened(seen, 2)
+    shadow = (hides > .05) & (hides < .3) & ~dilate(seen, 2)
     assert shadow.sum() > 100
     front = (picture - (1 - hides) * ground).abs().amax(dim=1, keepdim=True)
     assert front[shadow].max() < .01
@@ -98,7 +98,7 @@ def test_what_hides_what_by_plain_loops(close):
             if scene.there[b, k]:
                 one = torch.zeros(1, 4, dtype=torch.bool)
                 one[0, k] = True
-                alone = scene.part(b, b + 1).without(torch.arange(4)[None] > k).opacity(one)[0]     # nothing before it
+                alone = scene.part([b]).without(torch.arange(4)[None] > k).opacity(one)[0]     # nothing before it
                 plain[b] = 1 - (1 - plain[b]) * (1 - alone) if which[b, k] else plain[b] * (1 - alone)
     close(scene.opacity(which), plain, atol=1e-6)
 
@@ -107,7 +107,7 @@ def test_lessons_fit_together_in_whatever_colours_and_on_whatever_ground(lesson,
     drawn = lesson.drawn[:32]
     pictures, moving, grounds, hides = stage.varied(drawn, torch.Generator().manual_seed(0))
     assert pictures.shape == grounds.shape == (32, 3, 64, 64) and moving.dtype == torch.bool
-    none = widened(hides > .003, 1).logical_not()
+    none = dilate(hides > .003, 1).logical_not()
     assert ((pictures - grounds).abs() * none).max() < .02
     for x in (pictures, grounds, hides):
         assert x.min() > -1e-5 and x.max() < 1 + 1e-5
@@ -197,9 +197,9 @@ def test_the_shipped_one_finds_ground_and_shadow_that_an_even_patch_does_not():
     kit = load("tiny", dtype=torch.float32)
     scene, _ = World(kit.geometry, "calm").scene(12, 1, 1_000_500)
     picture, ground, hides, seen = stage.taken_out(scene, torch.Generator().manual_seed(0))
-    near, error = widened(hides > HIDES, 2), {}
+    near, error = dilate(hides > HIDES, 2), {}
     other = ground.roll(1, dims=0)
-    for name, split in (("kit", kit.plate), ("by hand", by_hand)):
+    for name, split in (("kit", kit.plate), ("by hand", inpaint)):
         with torch.no_grad():
             made, found = split(picture, seen)
         laid = (1 - found) * (other - made) - (1 - hides) * (other - ground)

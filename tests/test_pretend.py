@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from msk import bench, cuts, evaluate, fast, generate, hands, host, offload, trackers, video, words
-from msk.carry import by_hand
+from msk.carry import inpaint, warp
 from msk.cli import main as msk
 from msk.config import PRESETS
 from msk.kit import Kit, load
@@ -23,6 +23,7 @@ from msk.stream import Stream
 from msk.tracks import Tracks
 from msk.train import main, pipeline
 from msk.train import vae as vae_stage
+from msk.world import World, grid_points
 from tests import pretend
 
 TOY = PRESETS["toy"]
@@ -122,6 +123,34 @@ def test_every_stage_learns_and_goes_on(tmp_path, soon, gpu):
         assert torch.load(tmp_path / f"{stage}.ckpt", weights_only=True)["done"] == saved["done"] + 1
 
 
+def test_a_gpu_is_asked_for_more_clips_in_the_same_operations(tmp_path, gpu):
+    """Launches are what training on a GPU waits for: drawing tracks and carrying the picture takes no more of them."""
+    Kit.random(PULLED, seed=0).save(tmp_path)
+    pool = pipeline.make_pool(PULLED, tmp_path, "cuda", capacity=8, seed=3)
+    pool.grow(8)
+
+    def asked(count):
+        before, waited = gpu.asked, len(gpu.waits)
+        pool.draw(count, 3, torch.Generator().manual_seed(0), dense=.3, masking=.5)
+        return gpu.asked - before, len(gpu.waits) - waited
+
+    asked(2)                                                    # fills what is kept
+    few, many = asked(2), asked(8)
+    assert few == many and few[0] > 500
+
+
+def test_clips_are_carried_together_there_and_one_by_one_on_a_cpu(gpu, close):
+    world, g = World(TOY.geometry, "full"), torch.Generator().manual_seed(2)
+    clip = world.sample(4, 13, seed=5)
+    tracks = clip.track(grid_points(TOY.geometry, 8, 8, 4, jitter=.9, generator=g))
+    tracks.visible[1, :, 9:] = False                                            # a few points, and in one clip none
+    tracks.visible[2] = False
+    here = warp(tracks, clip.frames[:, 0], 24.)
+    for one, other in zip(here, warp(tracks.to("cuda"), clip.frames[:, 0].to("cuda"), 24.)):
+        close(one, other.cpu(), atol=1e-5)
+    assert (here[0][:, -1] - clip.frames[:, 0]).abs().amax(dim=(1, 2, 3)).ge(.1).tolist()[:2] == [True, True]
+
+
 def test_the_gpus_own_dice_go_on_where_they_were(tmp_path, gpu, monkeypatch):
     from msk.train.loop import Budget, Checkpoint
     at = [torch.arange(16, dtype=torch.uint8)]
@@ -162,7 +191,7 @@ def test_a_stream_plays_and_waits_for_nothing(folder, capability, dtype):
 def test_it_plays_what_a_cpu_plays(folder):
     def played(device):
         kit, at, made = load(folder, device=device, dtype=torch.float32), 0, []
-        kit.plate = by_hand
+        kit.plate = inpaint
         stream = Stream(kit, "a fish", PICTURE, seed=5)
         for _ in range(2):
             made.append(stream.step(dragged(kit, stream, at)).cpu())

@@ -176,6 +176,8 @@ class Engine:
                     hold.join(other, thing)
             if thing is not None:
                 session.tell()
+            elif list(board.deeds.last()) == [point.id]:                    # just now, and alone: not one of a box of them
+                session.note("Nothing whole was found here: this point moves what lies close about it")
 
     def _find(self, picture, origin: complex, known: list) -> Thing | None:
         try:

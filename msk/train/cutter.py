@@ -36,7 +36,7 @@ class Store:
         scene, _ = world.scene(2 * count, 1, (self.seed * 100_003 + 2 * self.made) % 900_000, self.device)
         found = scene.layers().byte()
         kept = touching(found).argsort(descending=True)[:count].tolist()
-        pictures = torch.cat([scene.part(b, b + 1).render()[:, 0] for b in kept])
+        pictures = scene.part(kept).render()[:, 0]
         drawn = torch.cat([(pictures * 255).round().byte(), found[kept][:, None]], dim=1)
         self.drawn[torch.arange(self.made, self.made + count) % len(self.drawn)] = drawn
         self.made += count
@@ -49,8 +49,7 @@ class Store:
             self.grow(fresh)
             at = torch.randint(min(self.made, len(self.drawn)), (count,), generator=generator)
             pictures, layer = varied(self.drawn[at.to(self.device)], generator)
-            places, masks = zip(*(asked(one, POINTS, generator) for one in layer.cpu()))      # pixel by pixel: no GPU's work
-            yield pictures, torch.stack(places).to(self.device), torch.stack(masks).to(self.device)
+            yield pictures, *asked(layer, POINTS, generator)
 
 
 def varied(drawn: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -63,16 +62,21 @@ def varied(drawn: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def asked(layer: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Of one picture's layers [H, W], places [K, 2] on its things and its ground, and masks [K, H, W] bool of what is there;
-    all things that show enough (LEAST) are asked for alike, and of the ground a mask is empty."""
-    rand = lambda: torch.rand((), generator=generator).item()
-    share = layer.flatten().long().bincount() / layer.numel()
-    things = [k for k, part in enumerate(share.tolist()) if k and part > LEAST]
-    of = {k: (layer == k).nonzero() for k in (0, *things)}
-    ground = lambda: len(of[0]) and rand() < GROUND
-    which = [things[int(rand() * len(things))] if things and not ground() else 0 for _ in range(count)]
-    places = torch.stack([of[k][int(rand() * len(of[k]))].flip(0) + .5 for k in which])
-    return places, torch.stack([(layer == k) & (k > 0) for k in which])
+    """Of pictures' layers [B, H, W], below 256, places [B, K, 2] on things and ground, and masks [B, K, H, W] bool of what
+    is there; all things that show enough (LEAST) are asked for alike, and of the ground a mask is empty."""
+    flat, (h, w) = layer.flatten(1).long(), layer.shape[-2:]
+    chance, among, within = torch.rand(3, len(flat), count, generator=generator).to(layer.device)
+    share = torch.zeros(len(flat), 256, device=layer.device)
+    share.scatter_add_(1, flat, torch.full(flat.shape, 1 / (h * w), device=layer.device))
+    things = (share > LEAST).index_fill(1, flat.new_zeros(1), False)
+    nth = (among * things.sum(dim=1, keepdim=True)).long()
+    which = (things.cumsum(dim=1)[:, None] <= nth[..., None]).sum(dim=-1)                               # [B, K]
+    ground = (chance < GROUND) & (share[:, :1] > 0) | ~things.any(dim=1, keepdim=True)
+    masks = flat[:, None] == torch.where(ground, 0, which)[..., None]                                   # [B, K, H * W]
+    nth = (within * masks.sum(dim=-1)).long()
+    at = (masks.cumsum(dim=-1) <= nth[..., None]).sum(dim=-1)
+    places = torch.stack([at % w, at // w], dim=-1) + .5
+    return places, (masks & ~ground[..., None]).unflatten(-1, (h, w))
 
 
 def cutter_loss(cutter: Cutter, pictures: Tensor, places: Tensor, masks: Tensor) -> tuple[Tensor, dict]:

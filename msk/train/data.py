@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..carry import Split, by_hand, carry
+from ..carry import Split, carry, inpaint
 from ..config import Preset
+from ..host import send
 from ..motion import draw_ids
 from ..tinyvae import TinyVAE
 from ..tracks import Tracks
@@ -69,7 +70,7 @@ class Pool:
     in it (see `carry.warp`). eventful: see `World`.
     """
 
-    def __init__(self, preset: Preset, vae: TinyVAE, split: Split = by_hand, *, capacity: int = 4096, candidates: int = 0,
+    def __init__(self, preset: Preset, vae: TinyVAE, split: Split = inpaint, *, capacity: int = 4096, candidates: int = 0,
                  frames: int = 45, level: str = "calm", eventful: float | None = None, seed: int = 0,
                  device: str | torch.device = "cpu"):
         self.preset, self.vae, self.split, self.frames, self.device = preset, vae, split, frames, torch.device(device)
@@ -144,12 +145,13 @@ def drawn(tracks: Tracks, layer: Tensor, born: Tensor, generator: torch.Generato
     clusters around a handle, pins on the background, some let go or begun in mid-clip. With probability `masking` all
     points vanish for a run of latent frames (MotionStream, App. D: p = 0.2 in stage 2).
     """
-    B, T, N = tracks.visible.shape
-    rand = lambda *s: torch.rand(*s, generator=generator).to(tracks.xy.device)
-    style = torch.rand(B, generator=generator).tolist()
-    score, time = rand(B, N), torch.arange(T, device=tracks.xy.device)
-    keep, lit = torch.zeros(B, N, dtype=torch.bool, device=tracks.xy.device), tracks.visible.clone()
-    lit &= time[None, :, None] >= born[:, None]                     # none speaks before its birth
+    (B, T, N), device = tracks.visible.shape, tracks.xy.device
+    rand = lambda *s: torch.rand(*s, generator=generator)
+    here = born.long()[:, None, :, None].expand(-1, 1, -1, 2).clamp(0, T - 1)
+    place = tracks.xy.gather(1, here)[:, 0].cpu()                       # at birth. Chosen on the CPU, and told a GPU in one
+    layer, born = layer.cpu(), born.long().cpu()
+    style, score = rand(B).tolist(), rand(B, N)
+    keep, start, stop = torch.zeros(B, N, dtype=torch.bool), born.clone(), torch.full((B, N), T)    # it speaks from, until
     for b in range(B):
         if style[b] < none:
             continue
@@ -162,27 +164,31 @@ def drawn(tracks: Tracks, layer: Tensor, born: Tensor, generator: torch.Generato
         for _ in range(1 + int(torch.randint(2, (), generator=generator))):
             handle = handles[int(torch.randint(len(handles), (), generator=generator))]
             mates = (layer[b] == layer[b, handle]) & (born[b] == born[b, handle])
-            then = tracks.xy[b, born[b, handle].clamp(0, T - 1)]
-            near = (then - then[handle]).norm(dim=-1)
+            near = (place[b] - place[b, handle]).norm(dim=-1)
             count = int(torch.randint(1, 7, (), generator=generator)) if rand(1).item() < .6 else 1
             chosen = near.masked_fill(~mates, 1e6).topk(min(count, int(mates.sum())), largest=False).indices
             keep[b, chosen] = True
             if rand(1).item() < .3:                                                                 # begun late, or let go
-                cut = int(torch.randint(1, T, (), generator=generator))
-                part = time >= cut if rand(1).item() < .5 else time < cut
-                lit[b, :, chosen] &= part[:, None]
+                cut = torch.randint(1, T, (), generator=generator)
+                if rand(1).item() < .5:
+                    start[b, chosen] = start[b, chosen].maximum(cut)
+                else:
+                    stop[b, chosen] = stop[b, chosen].minimum(cut)
         if len(ground) and rand(1).item() < .4:
             count = int(torch.randint(1, 9, (), generator=generator))
             keep[b, ground[torch.randperm(len(ground), generator=generator)[:count]]] = True
-    lit &= keep[:, None]
+    spoken = torch.ones(B, T, dtype=torch.bool)
     if masking:
         F = 1 + (T - 1) // 4
-        latent = (time + 3) // 4
+        latent = (torch.arange(T) + 3) // 4
         for b in range(B):
             if torch.rand((), generator=generator) < masking and F > 3:
                 length = 1 + int(torch.randint(max(1, F // 3), (), generator=generator))
-                start = 1 + int(torch.randint(F - length, (), generator=generator))
-                lit[b, (latent >= start) & (latent < start + length)] = False
+                first = 1 + int(torch.randint(F - length, (), generator=generator))
+                spoken[b, (latent >= first) & (latent < first + length)] = False
+    time = torch.arange(T)[None, :, None]
+    lit = keep[:, None] & spoken[..., None] & (time >= start[:, None]) & (time < stop[:, None])         # [B, T, N]
+    lit = send(lit, device) & tracks.visible
     used = lit.any(dim=1).sum(1).max().clamp_min(1)
     order = lit.any(dim=1).float().argsort(dim=1, descending=True)[:, :used]                        # the drawn ones first
     pick = lambda z: torch.gather(z, 2, order[:, None].expand(-1, T, -1))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..carry import Split, by_hand, carry
+from ..carry import Split, carry, inpaint
 from ..config import Preset
 from ..cutter import Cutter
 from ..dit import DiT
@@ -147,7 +147,7 @@ def load_dit(preset: Preset, path: Path, device) -> DiT:
 
 def load_split(preset: Preset, out: Path, device) -> Split:
     """The plate that lies there, as the models will be shown what is carried by it; without one, an even patch."""
-    return load_late("plate", preset, out, device) or by_hand
+    return load_late("plate", preset, out, device) or inpaint
 
 
 def make_pool(preset: Preset, out: Path, device, **options) -> Pool:
@@ -345,7 +345,10 @@ def train_distill(preset: Preset, out: Path, budget: Budget, device, *, level: s
 
 def train_finish(preset: Preset, out: Path, budget: Budget, device, *, level: str = "calm", batch: int = 32,
                  lr: float = 2e-3, clips: int = 16, every: int = 25, init: Path | None = None) -> None:
-    """The last touch, on the student's own clips: new ones all the time, one for `every` batches of crops."""
+    """The last touch, on the student's own clips: new ones all the time, one for `every` batches of crops.
+
+    Before the first batch `clips` are streamed, or as many as two fifths of the budget leave time for.
+    """
     torch.manual_seed(4)
     models, student = load_teacher(preset, out, device), load_dit(preset, out / "student.safetensors", device)
     held = {part: load_late(part, preset, out, device) for part in ("cutter", "plate")}
@@ -359,8 +362,11 @@ def train_finish(preset: Preset, out: Path, budget: Budget, device, *, level: st
     checkpoint = Checkpoint(out / "finish.ckpt", budget, finish=learner)
     checkpoint.resume()
     store = finish_stage.Store(kit, level, seed=37 + budget.done)
+    began, limit = time.monotonic(), budget.seconds * .4 if budget.seconds else float("inf")
     for _ in tqdm(range(clips if budget.progress < 1 else 0), desc="streaming clips", leave=False):
         store.grow()
+        if time.monotonic() - began > limit:
+            break
     run(out, "finish", train(learner, lambda drawn: finish_stage.finish_loss(finish, *drawn),
                              store.batches(batch, every, seed=budget.done), budget, checkpoint))
     finish.load_state_dict(learner.averaged())
@@ -449,7 +455,8 @@ def settle(dit: DiT, models: Teacher, preset: Preset, out: Path, device, level: 
     tqdm.write(f"gates opened by {carried} (towards what is carried) and {still} (towards the picture)")
 
 
-def fill_pool(pool: Pool, count: int, at_once: int = 8) -> None:
+def fill_pool(pool: Pool, count: int) -> None:
+    at_once = 8 if pool.device.type == "cpu" else 64
     for _ in tqdm(range(0, count, at_once), desc="rendering clips", unit="batch", leave=False):
         pool.grow(at_once)
 

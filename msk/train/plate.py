@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..carry import HIDES
 from ..config import Geometry
-from ..fill import around, widened
+from ..fill import box_mean, dilate
 from ..plate import Plate
 from ..world import Scene, World
 from .data import about, shades
@@ -36,7 +36,7 @@ def misjudged(moving: Tensor, generator: torch.Generator, most: float = 2.) -> T
     b, _, h, w = moving.shape
     rand = lambda *size: torch.rand(*size, generator=generator).to(moving.device)
     wavy = lambda cells: F.interpolate(2 * rand(b, 1, cells, cells) - 1, size=(h, w), mode="bicubic", align_corners=False)
-    soft = around(around(moving.float(), 2), 2)                         # falls from 1 to 0 over ten pixels
+    soft = box_mean(box_mean(moving.float(), 2), 2)                         # falls from 1 to 0 over ten pixels
     off = most / 10 * (rand(b, 1, 1, 1) * wavy(12) + rand(b, 1, 1, 1) - .4)
     missing = (wavy(6) > .5) & (rand(b, 1, 1, 1) < .12)
     return (soft > .5 - off) & ~missing
@@ -97,7 +97,7 @@ def plate_loss(plate: Plate, pictures: Tensor, moving: Tensor, grounds: Tensor, 
     """How far off plate and opacity are, and what moves where it is laid on another ground; all near to what moves, and the
     plate most where something hides it. Logs: PSNR of the plate there, and of what moves on the other ground."""
     made, hides = plate(pictures, moving)
-    near = widened((opacity > HIDES) | moving, 4).float()
+    near = dilate((opacity > HIDES) | moving, 4).float()
     mean = lambda x, weight=near: (x * weight).sum() / (x.shape[1] * weight.sum()).clamp_min(1)
     elsewhere = grounds.roll(1, dims=0)
     laid = (1 - hides) * (elsewhere - made) - (1 - opacity) * (elsewhere - grounds)
