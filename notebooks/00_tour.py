@@ -15,8 +15,8 @@
 # # 00 · What does it feel like?
 #
 # You put a finger on a thing in a picture and pull. A diffusion model makes the video in which it comes along, a fraction
-# of a second at a time, for as long as you like. Here we pull three times by hand and look at what came: a small square of
-# points, a whole thing, nothing at all. The last picture is a stage, and it is yours: there you pull with the mouse. What a
+# of a second at a time, for as long as you like. Here we ask three times by hand and look at what came: all points of a
+# thing, nine of them, nothing at all. The last picture is a stage, and it is yours: there you pull with the mouse. What a
 # track is, how a model reads it and how it was trained, the notebooks after this one say.
 #
 # *Run time: ten seconds on two CPU cores. A GPU is used where there is one; no notebook has been timed on any.*
@@ -34,7 +34,8 @@ msk.doctor(short=True)
 # ## A kit and a picture
 #
 # A *kit* is all that a video is made with: a transformer, a head that reads tracks, an autoencoder, a text encoder;
-# in ours, too, a last touch that gives frames the picture's own pixels back (notebook 10).
+# in ours, too, networks that find what lies under a finger (below) and what is behind it (notebook 02), and a last touch
+# that gives frames the picture's own pixels back (notebook 10).
 # `load` is the one door to kits: the tiny one comes with the package, `"wan2.2-5b"` would come through it as well. The
 # *drawn world* draws clips of simple things and knows where each of their points goes; it is all that the tiny kit was
 # trained on. The picture is the first frame of such a clip, from seeds that no training has touched.
@@ -67,8 +68,8 @@ way = torch.stack([-20 * (1 - angle.cos()), -18 * angle.sin()], dim=-1)     # [T
 whole = thing + way[:, None]                                                # [T, N, 2]
 
 # %% [markdown]
-# Once all of these points, and once only a square of nine in the middle, as a hand that says little. Each track carries a
-# number, its *id*, by which the model tells it from the others.
+# Once all of these points, and once only the nine nearest to their middle, as a hand that says little. Each track carries
+# a number, its *id*, by which the model tells it from the others.
 
 # %%
 from msk.motion import draw_ids
@@ -100,9 +101,10 @@ def play(tracks):
 made = {name: play(tracks) for name, tracks in (asked | {"nothing": None}).items()}
 
 # %% [markdown]
-# The same picture, the same noise; only the tracks differ. The first frame is the given picture in all three. Nine points
-# take along what lies about them; a corner and the thin tail, for which nobody spoke, get lost, and a pale ghost stays where
-# the kite was. Of what is not asked at all, the kite soon loses its shape: seven million weights are few.
+# The same picture, the same noise; only the tracks differ. The first frame is the given picture in all three, or nearly so.
+# Nine points take along what lies about them, which is nearly all of the kite. The end of its thin tail is too far from
+# them: it stays behind. A pale rim shows where the kite was. With no tracks at all the kite soon fades to a stain: seven
+# million weights are few.
 
 # %%
 nobody = msk.Tracks.empty(frames=45)

@@ -249,9 +249,9 @@ viz.curves(share, "tracks in the picture", "share found again",
            f"who is who? (nearest cell, before any transformer, on {kit.device})")
 
 # %% [markdown]
-# As in the paper, the head tells more tracks apart than drawn colours do and costs a fraction of the time. Neither tells
-# forty apart by a single cell: where tracks cross or share cells, their vectors mix. The transformer sees all cells and
-# all frames at once.
+# The head tells more tracks apart than drawn colours do, and costs a fraction of the time: the better following and the
+# shorter time of the paper's table fit that. Neither tells forty apart by a single cell: where tracks cross or share cells,
+# their vectors mix. The transformer sees all cells and all frames at once.
 #
 # ## An addition of ours: the picture travels along
 #
@@ -273,10 +273,11 @@ seen = kit.vae.decode(taken[:, :, :config.carry])[0][0].float().cpu()
 print("channels carried:", taken.shape[2], "| whole map:", config.width(geometry.time_stride))
 
 # %% [markdown]
-# Without any transformer it is already a video: good where a track is near, wrong where the picture had nothing to take
-# along, what comes into view, and blind to light and weather. All that remains to be learned, and a thing that only one
-# point speaks for. Also to be learned is where to believe the carried picture: a gate says that, cell by cell
-# (`DiT.pulled`). Why pixels and not latents? A latent cell is eight pixels wide and shifts only whole.
+# Without any transformer it is already a video. It is good where a track is near. It is wrong where something comes into
+# view that the first frame does not show: that is filled from around, and leaves smears and gaps. And it knows nothing of
+# light and weather, nor of the rest of a thing for which one point alone speaks. All of this is left for the transformer to
+# learn, and also where to believe the carried picture: a gate says that, cell by cell (`DiT.pulled`). Why are pixels
+# carried and not latents? A latent cell is eight pixels wide, and can only be shifted by whole cells.
 
 # %%
 viz.grid([viz.strip(film[0] if film.ndim == 5 else film, count=5, zoom=2) for film in (clip.frames, moved, seen)],
@@ -297,7 +298,9 @@ viz.strip(torch.stack([picture[0], *areas]), zoom=2)
 # What goes away uncovers ground, and takes its shadow along. No track says what is there, so the picture is split before it
 # is moved: into what moves and the *clean plate* beneath it, with how much of that is hidden (`msk.plate` learned it on
 # scenes that were drawn again without their things; `by_hand` fills from around). Picture = front + (1 - hidden) plate: the
-# front laid back where it was gives the very picture again, whatever the plate says.
+# front laid back where it was gives the very picture again, whatever the plate says. Below, a thing is dragged off to the
+# right. Filled from around, the place where it was keeps a grey stain, since its shadow was taken for ground. The learned
+# plate shows next to nothing there: to it the shadow, too, is something that hides the ground a little.
 
 # %%
 still = World(geometry).sample(1, 1, seed=HELD_OUT + 4)
@@ -308,7 +311,7 @@ splits = {}
 
 
 def told(name, split):
-    """`split`, and what it was asked and said is kept."""
+    """`split`, keeping what it was asked and what it said."""
     def ask(pictures, moving):
         splits[name] = moving, *split(pictures, moving)
         return splits[name][1:]

@@ -218,8 +218,8 @@ viz.plane({name: [end[:, 0]] for name, end in ways.items()})
 #
 # Now the teacher of the tiny kit, and in place of a point of the plane the latents of a clip: 3 latent frames, 9 pixel
 # frames. The given picture and the tracks tell it what is wanted (notebooks 02 and 05); the walk is the one from above.
-# At each step we look at both: at $x_t$ (above), and at the data that the velocity points to, $x_0 = x_t - t\,v$ (below),
-# decoded to pixels.
+# At four of its twelve steps we look at both: at $x_t$ (above), and at the data that the velocity points to,
+# $x_0 = x_t - t\,v$ (below), decoded to pixels.
 
 # %%
 kit = msk.load("tiny", role="teacher")
@@ -243,8 +243,9 @@ viz.grid([viz.strip(rows[name], count=4, zoom=2) for name in rows],
 # One step, three, many: the walkers of the plane, and below them the last frame of the clip, from the same noise each
 # time. The print says how near each comes to the true last frame (PSNR in decibels, higher is nearer). Mind what it
 # rewards: squared error likes a mean, so the blur of a single step can score above a sharp sample. And mind the
-# difference: for the star nothing was given, and one step is hopeless; the clip comes with its picture and its tracks,
-# little is left open, and one step is nearly enough. Where much is open, as for the star, steps count.
+# difference: for the star nothing was given, and one step is hopeless. The clip comes with its picture and its tracks, so
+# little is left open and one step is enough. Further steps add this small teacher's own mistakes, such as the coloured
+# fringes at the thing. Where much is open, as for the star, steps count.
 
 # %%
 from msk.evaluate import psnr

@@ -16,8 +16,8 @@
 #
 # The teacher sees a whole clip at once, with noise in it, and is told a prompt, a picture and where points go. It
 # learns from clips whose tracks are known exactly, since we draw them ourselves. We take its loss apart by hand on one
-# batch, train a small one for half a minute, and measure what it learned. The last picture shows three teachers on held-out
-# clips: untrained, after that half minute, and the shipped one, after hours.
+# batch, train a small one for half a minute, and measure what it learned. The last picture shows three teachers on one
+# held-out clip: untrained, after that half minute, and the shipped one, after hours.
 #
 # *Run time: about half a minute on a CPU; on a GPU not timed yet.*
 
@@ -73,7 +73,7 @@ viz.grid([viz.strip(viz.draw_tracks(frames[b], clips[b], radius=0.8, zoom=4, cou
 #   do without the one or the other, so it must have met that. The paper does not give its rates; these are usual ones.
 # - **Most points of some clips**: people draw one handle, not a grid.
 # - **All tracks for a while** (App. D: mid-frame masking, $p = 0.2$, in the second stage). To a motion map a hidden point
-#   and a point nobody drew are the same thing, zero. Without masking, whatever has no track is taken for gone.
+#   and a point nobody drew are the same thing, zero. Without masking, a model may take for gone whatever has no track.
 #
 # Below, 24 tracks of the second clip as a score, one row a track (some of them begin late), then the same with a run of
 # latent frames masked.
@@ -146,8 +146,8 @@ print("gradient in the track head at steps 1, 2, 3:", [f"{g:.1e}" for g in heard
 # ## Before training: measure
 #
 # Four held-out clips of 21 frames. PSNR says how near the frames are to the true ones (higher is better), EPE how far
-# points land from where they were asked to be (lower is better; here as a share of the width). Expect EPE to fall and
-# loss to tell little about it: the paper, too, watches EPE.
+# points land from where they were asked to be (lower is better; here as a share of the width). Watch EPE and not the loss:
+# how well points are followed does not show in it (Motion Prompting, 2412.02700, saw the same).
 
 # %%
 from msk.evaluate import run
@@ -226,8 +226,8 @@ viz.grid(strips, list(asked))
 # msk train teacher --preset tiny --budget 60m --out runs/tiny
 # ```
 #
-# (with the autoencoder in `runs/tiny`: `msk train vae` first, or `msk train all` for everything). The result of such a
-# run travels with the package.
+# (with the autoencoder in `runs/tiny`, and the plate of notebook 02, if there is one: `msk train vae` first, or `msk train
+# all` for everything). The result of several such runs, one after the other, travels with the package.
 
 # %%
 T = 21
@@ -242,7 +242,8 @@ viz.grid([viz.strip(large.frames[0], count=6), viz.strip(hours, count=6)], ["tru
 #
 # One held-out clip three times, with its own tracks: a teacher that knows nothing, one of half a minute, one of hours. A
 # new model answers with velocity zero, so what comes out is the noise that went in. Even after hours the model is small:
-# look at the wings in the last frames.
+# the feelers get lost, and the wings grow ragged and take on stray colours. (These frames are as the autoencoder gives
+# them. What the kit shows is finished with the given picture's own pixels: notebook 10.)
 
 # %%
 nobody = lesson.as_kit(lesson.untrained(preset).to(kit.device), preset, kit.vae)

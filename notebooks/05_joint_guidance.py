@@ -194,18 +194,20 @@ tables = {"EPE, pixels": missed, "light in the last frame, share": light}
 viz.matrices(tables, "motion scale w_m", "text scale w_t", ticks=ticks, numbers=(".1f", ".2f"), size=3, apart=True)
 
 # %% [markdown]
-# Read the right table downwards: the text scale makes it night, whatever the motion scale. Read the left one downwards in
-# its first column: the same scale costs following, as all the weight goes to the words, and the thing's points are found
-# less well where the hand has put them. Then along its last row: the motion scale brings them back. The middle of the
-# first row, 0.5 and 0.5, is no guidance at all.
+# Read the right table downwards: the text scale makes it night, whatever the motion scale. (In the first row light falls
+# from left to right, too: with 0.5 and 0 the words have half their weight, with 0.5 and 0.5, which is no guidance at all,
+# the whole.) Read the left one downwards in its first column: the same scale costs following, as all the weight goes to the
+# words. Then along its last row: the motion scale brings the points back. Mind how little that is: about two tenths of
+# a pixel, and the ruler itself is off by one tenth (notebook 11). This teacher follows even a flick at all of these scales.
 #
 # So the paper finds, too (Fig. 4, Sec. 4.3). There the motion scale brings EPE from about 3.0 pixels down to 2.6, and
 # LPIPS (how unlike the pictures look) up from 0.34 to 0.36; the text scale worsens both, while things move more richly
 # and keep their shape. The best EPE is had without text guidance, and yet it settles on 3 and 1.5.
 #
 # One scene and four steps are an example and no verdict. Over many ordinary clips, where the tracks are followed anyway,
-# the scales hardly matter (`msk eval --suite ablations --cases guidance`). Where the words ask for snow they do: without
-# guidance this teacher lets some flakes fall, and at 3 about half of what is true. So it ships with 3 and 0.5.
+# the scales hardly matter (`msk eval --suite ablations --cases guidance`). Where the words ask for snow they do: on four
+# scenes, before the last hundred updates of this teacher, without guidance some flakes fell, and at 3 about half of what is
+# true. So it ships with 3 and 0.5.
 #
 # ## Live
 #
@@ -227,7 +229,7 @@ viz.live(look, text_scale=list(text_scales), motion_scale=list(motion_scales))
 #
 # The last frame over the grid of scales, text downwards, motion to the right, from the same noise, with its EPE in pixels
 # and its share of light. What does text pull on? On the whole picture, and the thing goes under in the dark. And motion? On
-# the thing: along the last row it comes back, where it was flicked to, and the night stays.
+# the thing: along the last row it stands out again, where it was flicked to, and the night stays.
 
 # %%
 notes = {scales: f"EPE {missed.view(-1)[i]:.1f}, light {light.view(-1)[i]:.0%}" for i, scales in enumerate(made)}

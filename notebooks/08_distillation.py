@@ -50,7 +50,7 @@ A = torch.linalg.lstsq(seen[:, :-1].flatten(0, 1), seen[:, 1:].flatten(0, 1)).so
 
 
 # %% [markdown]
-# Each step errs by little, always inwards, and whoever builds on the own steps spirals to the middle. Then the way of Self
+# Each step errs by little, always inwards, and whoever builds on its own steps spirals to the middle. Then the way of Self
 # Forcing: let it play, and train on what came out, all 25 frames of it. A step that shrinks now costs more with each frame.
 
 

@@ -136,8 +136,9 @@ viz.curves({name: (middles, by_chunk(line)) for name, line in drift.items()}, "s
 
 # %% [markdown]
 # With the sink the line stays all but level, however long the video. Without, it falls as soon as the first chunk has left
-# the window, and a longer window only puts that off: six chunks forget the first one later, and then go the same way. And
-# beside a sink, more window is *worse*: errors gather in it (Fig. 6). The paper's own choice, one and one, comes out on top.
+# the window. A longer window puts that off and slows it, but the line keeps falling: six chunks forget the first one, too,
+# only later. And beside a sink, more window is *worse*: errors gather in it (Fig. 6). The paper's own choice, one and one,
+# comes out on top.
 #
 # ### Live
 #
@@ -247,7 +248,7 @@ viz.grid([viz.curves_beside(by_size, "chunk, latent frames", "how much is made a
 
 # %% [markdown]
 # In time the two agree: a chunk of one frame is there sooner than one of three, and yet fewer frames come in a second, as
-# each pays for its look at sink and window alone. (Beyond three the paper, too, measured time only.) In following they do
+# each pays for its look at sink and window alone. (Beyond three the paper measured time only.) In following they do
 # not. There a single frame at a time is three times worse, two steps show a visible loss, and more than three hardly a gain
 # (Fig. A2b). Here, where tracks carry the picture along (notebook 02), neither decides much, and one clip is little:
 # `msk eval --suite ablations --cases chunk steps` asks the same of as many as you like, and `--cases memory once` the

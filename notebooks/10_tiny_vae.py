@@ -238,10 +238,10 @@ viz.grid([viz.strip(clips[:, -1], zoom=2) for clips in shown.values()], list(sho
 #
 # Eyes and spots are gone, though the given picture has them. So what the kit streams is *finished*: tracks say where each
 # pixel of the picture is now (notebook 02), $m$, and three convolutions of 20 thousand weights say for each pixel how far to
-# go there: in the coarse, $a$, and in detail, $b$ (a bar is the mean of 5 x 5 pixels). They can add nothing of their own.
-# (Where one could, it made things up in crowded clips.) $a$ and $b$ lie between -1 and 1, and fade at the border of what is
-# carried. The paper has no such thing; ToonCrafter (2405.17933) lets its decoder see the given frames. Here a hand drags a
-# thing that it took hold of.
+# go there: $a$ for the coarse part, which is the mean of 5 x 5 pixels (the bar), and $b$ for the detail, which is the rest.
+# They can add nothing of their own. (Where one could, it made things up in crowded clips.) $a$ and $b$ lie between -1 and
+# 1, and fade at the border of what is carried. The paper has no such thing; ToonCrafter (2405.17933) lets its decoder see
+# the given frames. Here a hand drags a thing that it took hold of.
 #
 # $$\hat x \leftarrow \hat x + a\,\overline{(m - \hat x)} + b\,\big(m - \hat x - \overline{(m - \hat x)}\big)$$
 
@@ -260,8 +260,8 @@ viz.grid([viz.strip(frames[0, 8::12], zoom=2) for frames in shown.values()], lis
 # %% [markdown]
 # The turtle has its shell back, and the kite it passes before stays; a foot stays behind, too, which the cut has missed.
 # What it uncovers, and that its shadow goes along, the moved picture knows (notebook 02). Look at the numbers: it alone
-# comes about as near to the truth. But it knows nothing of light and weather; the finish has to serve where these count as
-# well.
+# comes a little nearer to the truth than what is finished. But it knows nothing of light and weather; the finish has to
+# serve where these count as well.
 
 # %% [markdown]
 # ## Train one
@@ -318,8 +318,8 @@ for name in order:
 viz.grid([viz.strip(clips[:, -1], zoom=2) for clips in (true, *(rows[name][0] for name in order))], ["true", *order])
 
 # %% [markdown]
-# Forty steps see where things are and roughly in which colours; edges and thin lines are what hours are for. (The pale rim
-# comes of the crops: a part of what it saw was border.) The whole stage, encoder and all, and the decoder alone on
+# Forty steps see where things are and roughly in which colours; edges and thin lines are what hours are for. (The rim comes
+# of the crops: a part of what it saw was border.) The whole stage, encoder and all, and the decoder alone on
 # latents that others already know:
 #
 # ```

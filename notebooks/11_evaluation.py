@@ -226,8 +226,10 @@ errors["motion transfer"] = sum(offs) / len(offs) / geometry.width
 viz.grid(strips, names)
 
 # %% [markdown]
-# Look at the borders: what goes along is what lay under the balloon, and no more. A part that stuck out of it was told to
-# stay, and stays. Whoever transfers motion between unlike shapes asks for that, so EPE is right not to mind.
+# Look at the borders: what lay under the balloon goes along, with a part of what is next to it, torn off. What stuck out
+# was told to stay, and stays: the tip of the kite, the tail and the head of the bird. Whoever transfers motion between
+# unlike shapes asks for that. EPE minds some of it, and is larger here than anything in the last picture but the still
+# image; yet it only asks where points went, and not whether a bird is still whole.
 #
 # ## A camera
 #
@@ -257,7 +259,8 @@ viz.grid([viz.strip(viz.draw_tracks(made[0], moves[name]((6, 6)), zoom=2, count=
          [f"{name}, with the asked points" for name in shot])
 
 # %% [markdown]
-# What comes into view at the edges has no track and no past: it is the model's guess, and no EPE asks about it.
+# What comes into view at the edges has no track and no past: it is the model's guess, and no EPE asks about it. Nor does it
+# ask about outlines: the orbit, whose depth knows of the ground alone, shears the things and leaves them ragged.
 #
 # ### Live
 #
@@ -278,7 +281,7 @@ viz.live(look, move=list(moves), frame=(0, T - 1, 4))
 # ## A hand
 #
 # Dense grids are kind. A hand holds one point and says nothing of the rest, so three questions are asked apart: where did
-# the point go, did its whole thing come along, and did the rest stay? The world draws the true answer for each of nine
+# the point go, did its whole thing come along, and did the rest stay? The world draws the true answer for each of ten
 # cases (`msk eval --suite hands`); here is one, on one scene, truth above.
 
 # %%

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # 12 · What changes at Wan's size?
 #
-# Everything so far ran in a small drawn world. The paper's models are Wan's: hundreds to thousands of times larger. Which
-# lines change, how much memory does it take, how fast could it be at best, and how does a model that never heard of
+# Everything so far ran in a small drawn world. The paper's models are Wan's: hundreds of times larger. Which lines
+# change, how much memory does it take, how fast could it be at best, and how does a model that never heard of
 # tracks get columns for them without forgetting anything? On a CPU we run Wan's layout at toy size with random weights,
 # and count at full size without holding a single weight. The picture near the end shows the frame rate that a card's
 # arithmetic allows at most, and what the paper measured.
@@ -74,8 +74,8 @@ viz.grid(strips, ["tiny, as shipped", *(f"layout of {name}, random weights" for 
 #
 # $$8 d^2 + 2 d f + 21 d + f$$
 #
-# (and two more products, $2 d^2 + 3 d$, where it also looks at a picture through CLIP). On torch's `meta` device a block
-# has shapes and no numbers, so a 14-billion model can be counted anywhere.
+# (and two more products, $2 d^2 + 3 d$, where it also looks at a picture through CLIP: with them the model called 14B has
+# more than 16 billion). On torch's `meta` device a block has shapes and no numbers, so such a model can be counted anywhere.
 
 
 # %%
