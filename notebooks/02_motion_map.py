@@ -264,7 +264,7 @@ viz.curves(share, "tracks in the picture", "share found again",
 # whole map is 32 + 16 = 48 channels wide.
 
 # %%
-from msk.carry import by_hand, carry, owners, warp
+from msk.carry import carry, inpaint, owners, warp
 
 dense, picture = clip.track(grid_points(geometry, 32, 32)), clip.frames[:, 0]
 moved, near = warp(dense, picture, reach=3 * geometry.stride)               # [B, T, 3, H, W], [B, T, H, W]
@@ -297,7 +297,7 @@ viz.strip(torch.stack([picture[0], *areas]), zoom=2)
 # %% [markdown]
 # What goes away uncovers ground, and takes its shadow along. No track says what is there, so the picture is split before it
 # is moved: into what moves and the *clean plate* beneath it, with how much of that is hidden (`msk.plate` learned it on
-# scenes that were drawn again without their things; `by_hand` fills from around). Picture = front + (1 - hidden) plate: the
+# scenes that were drawn again without their things; `inpaint` fills from around). Picture = front + (1 - hidden) plate: the
 # front laid back where it was gives the very picture again, whatever the plate says. Below, a thing is dragged off to the
 # right. Filled from around, the place where it was keeps a grey stain, since its shadow was taken for ground. The learned
 # plate shows next to nothing there: to it the shadow, too, is something that hides the ground a little.
@@ -319,7 +319,7 @@ def told(name, split):
 
 
 led = {name: warp(hand, seen, 3 * geometry.stride, told(name, split))[0][0, -1]
-       for name, split in (("by hand", by_hand), ("kit.plate", kit.plate))}
+       for name, split in (("inpaint", inpaint), ("kit.plate", kit.plate))}
 wide = lambda x: x[0].float().expand(3, -1, -1)
 rows = [viz.strip(torch.stack([wide(moving), wide(hidden), plate[0], led[name]]), zoom=2)
         for name, (moving, plate, hidden) in splits.items()]
