@@ -114,8 +114,8 @@ viz.curves({"tracks that are seen": exact.visible[0].sum(dim=1), "cells that say
 
 # %% [markdown]
 # That is why a model can mistake "behind something" for "nobody asks any more", and why things pop in and out when a
-# hand lets go. The paper's cure: in the second stage of training, tracks fall silent in the middle of a clip at random,
-# with a chance of 0.2 (Sec. 3.1), so that the model learns to go on by itself. In code:
+# hand lets go. The paper's cure (MotionStream): in the second stage of training, tracks fall silent in the middle of a clip
+# at random, with a chance of 0.2, so that the model learns to go on by itself. In code:
 
 # %%
 masked = exact.hide(range(17, 29))                          # three latent frames of silence

@@ -72,8 +72,9 @@ viz.grid([viz.strip(viz.draw_tracks(frames[b], clips[b], radius=0.8, zoom=4, cou
 # - **Prompts**, one in ten, and **all tracks**, one in ten: joint guidance (notebook 05) will ask what the teacher would
 #   do without the one or the other, so it must have met that. The paper does not give its rates; these are usual ones.
 # - **Most points of some clips**: people draw one handle, not a grid.
-# - **All tracks for a while** (App. D: mid-frame masking, $p = 0.2$, in the second stage). To a motion map a hidden point
-#   and a point nobody drew are the same thing, zero. Without masking, a model may take for gone whatever has no track.
+# - **All tracks for a while** (mid-frame masking; MotionStream: $p = 0.2$, in the second stage). To a motion map a hidden
+#   point and a point nobody drew are the same thing, zero. Without masking, a model may take for gone whatever has no
+#   track.
 #
 # Below, 24 tracks of the second clip as a score, one row a track (some of them begin late), then the same with a run of
 # latent frames masked.

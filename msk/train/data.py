@@ -143,7 +143,7 @@ def drawn(tracks: Tracks, layer: Tensor, born: Tensor, generator: torch.Generato
 
     With probability `dense` many points anywhere; `none`: nothing at all; else one to twenty points: single handles,
     clusters around a handle, pins on the background, some let go or begun in mid-clip. With probability `masking` all
-    points vanish for a run of latent frames (MotionStream, App. D: p = 0.2 in stage 2).
+    points vanish for a run of latent frames (MotionStream: p = 0.2 in stage 2).
     """
     (B, T, N), device = tracks.visible.shape, tracks.xy.device
     rand = lambda *s: torch.rand(*s, generator=generator)

@@ -23,7 +23,7 @@ from .teacher import Teacher, teacher_loss
 
 
 def small(preset: Preset, pixels: int = 32) -> Preset:
-    """The preset for small square pictures: its autoencoder and track head, a transformer of a quarter of a million.
+    """The preset for small square pictures: its autoencoder and track head, a transformer of some 320 thousand parameters.
 
     Without `pull`, so that it begins by saying nothing, as the paper's would; its scales sum to 1, which is no guidance: a
     teacher of seconds knows too little to be pushed beyond.
