@@ -47,10 +47,10 @@ for step in range(1, 2001):
 viz.plane(shown)
 
 # %% [markdown]
-# 2. Measured both ways: from each end to the nearest data point, and from each data point to the nearest end. The plane
-#    has two dimensions: there is little to decide near noise, so little is gained by waiting there. Pictures have
-#    thousands, and neighbours that agree: noise of a given level hides much less of them, and the deciding levels lie
-#    higher.
+# 2. Best is k = 0.5 to 1: an end is 0.070 and 0.089 from the data, against 0.461 at k = 6. Measured both ways: from each end
+#    to the nearest data point, and from each data point to the nearest end. The plane has two dimensions: there is little to
+#    decide near noise, so little is gained by waiting there. Pictures have thousands, and neighbours that agree: noise of a
+#    given level hides much less of them, and the deciding levels lie higher.
 
 # %%
 for k in (0.5, 1.0, 2.0, 3.0, 6.0):
@@ -64,8 +64,8 @@ for k in (0.5, 1.0, 2.0, 3.0, 6.0):
 print("spread of the ends:", walk(torch.zeros(500, 2), flow.schedule(50, 1.0)).std(dim=0).tolist())
 
 # %% [markdown]
-# 4. Everyone ends on a data point: the perfect fit of finite data is to recite it. What is new in a sample is owed to a
-#    network that does not fit perfectly, and smooths between the data.
+# 4. 310 of the 500 points are hit, and an end is 0.0126 from its point on average: the perfect fit of finite data is to
+#    recite it. What is new in a sample is owed to a network that does not fit perfectly, and smooths between the data.
 
 # %%
 nearest = torch.cdist(walk(noise, flow.schedule(50, 1.0)), data).min(dim=1)
