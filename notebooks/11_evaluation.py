@@ -214,7 +214,7 @@ def transfer(other, told, asked):
 
 drawn = viz.draw_tracks(source.frames[0], source.track(grid_points(geometry, 8, 8)), zoom=2, count=3)
 strips, names, offs = [viz.strip(drawn, 3)], [f"the motion: {source.captions[0]}"], []
-for seed in (222, 115):
+for seed in (709, 222):
     other = world.sample(1, 1, seed=HELD_OUT + seed)
     made, off, nothing = transfer(other, told, asked)
     offs.append(off)
@@ -226,10 +226,11 @@ errors["motion transfer"] = sum(offs) / len(offs) / geometry.width
 viz.grid(strips, names)
 
 # %% [markdown]
-# Look at the borders: what lay under the balloon goes along, with a part of what is next to it, torn off. What stuck out
-# was told to stay, and stays: the tip of the kite, the tail and the head of the bird. Whoever transfers motion between
-# unlike shapes asks for that. EPE minds some of it, and is larger here than anything in the last picture but the still
-# image; yet it only asks where points went, and not whether a bird is still whole.
+# What lay where the green balloon was goes its way. A balloon for a balloon: the striped one sinks whole, and turns as the
+# green one does, and leaves a thin smear of sand behind. The kite has another shape: its tip and one corner stuck out, were
+# told to stay, and stay, torn off. Whoever transfers motion between unlike shapes asks for that. EPE is
+# larger here than anything in the last picture but the still image, and for the whole balloon no less than for the torn
+# kite: it only asks where points went, and not whether a thing is still whole.
 #
 # ## A camera
 #
@@ -243,7 +244,7 @@ from msk import camera
 depth = torch.linspace(3, 1, geometry.height)[:, None].expand(geometry.height, geometry.width)
 moves = {"pan": lambda grid: camera.pan(geometry, T, right=24, down=12, grid=grid),
          "zoom": lambda grid: camera.zoom(geometry, T, 1.4, grid=grid),
-         "orbit": lambda grid: camera.orbit(geometry, T, 20, depth, grid=grid)}
+         "orbit": lambda grid: camera.orbit(geometry, T, 10, depth, grid=grid)}
 scene, ids = world.sample(1, 1, seed=HELD_OUT + 1), told.ids
 print(scene.captions[0])
 
@@ -260,7 +261,8 @@ viz.grid([viz.strip(viz.draw_tracks(made[0], moves[name]((6, 6)), zoom=2, count=
 
 # %% [markdown]
 # What comes into view at the edges has no track and no past: it is the model's guess, and no EPE asks about it. Nor does it
-# ask about outlines: the orbit, whose depth knows of the ground alone, shears the things and leaves them ragged.
+# ask about outlines: the orbit, whose depth knows of the ground alone, shears the things, and their edges get a little
+# ragged (the lower petals of the flower). At twice the angle they come apart.
 #
 # ### Live
 #
