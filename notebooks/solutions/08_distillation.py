@@ -2,6 +2,8 @@
 # # 08 · Distillation: solutions
 
 # %%
+from dataclasses import replace
+
 import torch
 
 import msk
@@ -14,7 +16,7 @@ from msk.world import HELD_OUT, World, grid_points
 
 kit = msk.load("tiny", role="teacher", dtype=torch.float32)
 preset = lesson.small(kit.preset)
-config = preset.stream
+config = replace(preset.stream, clean=True)                                 # as in the notebook
 batches = lesson.drawn_batches(preset, kit.vae, count=16, batch=4, latent_frames=9, clips=48)
 models = lesson.teach(preset, batches, steps=70, lr=3e-3)
 student = lesson.adapt(models, preset, batches[:8], steps=25)
@@ -54,17 +56,18 @@ def distilled(anchor, turns=14):
 
 
 # %% [markdown]
-# 1. It gets worse. The gradient is the difference of two guesses, and fourteen turns of four clips are too few for a critic
-#    to tell the student from the teacher; the teacher itself has seen a few dozen clips. The paper has a teacher that knows
-#    video, four hundred steps, batches of 64, and a learning rate to match (2e-6).
+# 1. It gets worse: before, the error grows from 0.143 in the first chunk to 0.400 in the sixth; with the anchor from 0.102
+#    to 0.384; without it from 0.178 to 0.461. The gradient is the difference of two guesses, and fourteen turns of four
+#    clips are too few for a critic to tell the student from the teacher; the teacher itself has seen a few dozen clips. The
+#    paper has a teacher that knows video, four hundred steps, batches of 64, and a learning rate to match (2e-6).
 
 # %%
 lines = {"before": error(student), "anchor 3": error(distilled(3.0)), "anchor 0": error(distilled(0.0))}
 
 # %% [markdown]
-# 2. Regression on true clips under a mask is cheap, and at this size as good or better chunk by chunk: our student leans
-#    little on its past (see the notebook), so there is little to unlearn. In the plane, where the past is all there is,
-#    it was hopeless.
+# 2. Regression on true clips under a mask is cheap, and at this size a little better in every chunk, from 0.091 in the first
+#    to 0.372 in the sixth: our student leans little on its past (see the notebook), so there is little to unlearn. In the
+#    plane, where the past is all there is, it was hopeless.
 
 # %%
 torch.manual_seed(0)
@@ -82,8 +85,9 @@ for name, line in lines.items():
     print(f"{name:20}", [f"{e:.3f}" for e in line.tolist()])
 
 # %% [markdown]
-# 3. Both, about evenly. High levels of noise see the two modes as one wide heap, and beside it the critic sees a narrow one:
-#    the difference spreads the points until they look alike; low levels then sort them into the modes.
+# 3. Both, about evenly (53% in the right one). High levels of noise see the two modes as one wide heap, and beside it the
+#    critic sees a narrow one: the difference spreads the points until they look alike; low levels then sort them into the
+#    modes.
 
 # %%
 g = torch.Generator().manual_seed(0)
@@ -110,12 +114,13 @@ print(f"in the right mode: {(end > 0).float().mean():.0%}, mean distance from 0:
 
 # %% [markdown]
 # 4. A frozen critic goes on saying "not there": it knows nothing of where the points are by now, so the push away from the
-#    start never ends, and they come to lie further out than the teacher's.
+#    start never ends, and they come to lie further out than the teacher's: 6.66 from 0 on average, against 1.37 with a
+#    critic that follows.
 
 # %%
 frozen = walk(begin, two, critic=begin)
 print(f"with a frozen critic: mean distance from 0 {frozen.abs().mean():.2f}")
-bins = torch.linspace(-6, 6, 61)
+bins = torch.linspace(-14, 10, 121)
 shares = lambda points: torch.histogram(points, bins)[0] / len(points)
 shown = {"teacher": two, "start": begin, "critic follows": end, "critic frozen": frozen}
 viz.curves({name: ((bins[1:] + bins[:-1]) / 2, shares(points)) for name, points in shown.items()}, "x", "share of points")

@@ -23,10 +23,10 @@ def numbered(tracks, seed=0):
 
 
 # %% [markdown]
-# 1. Frozen halfway: SSIM falls a little, EPE says by how far; the mean PSNR is flattered by frames that are exactly right,
-#    which count as 100 dB each. Two frames swapped: nobody minds, as each frame is compared by itself, and two neighbours
-#    are nearly alike; a measure of smoothness would. Mirrored: all is wrong for the three of them, and yet it is a good
-#    video. All three ask for *this* video, and for nothing else.
+# 1. Frozen halfway: SSIM falls a little (0.971), EPE says by how far (5.03 pixels); the mean PSNR, 63 dB, is flattered by
+#    frames that are exactly right, which count as 100 dB each. Two frames swapped: nobody minds, as each frame is compared
+#    by itself, and two neighbours are nearly alike; a measure of smoothness would. Mirrored: all is wrong for the three of
+#    them, and yet it is a good video. All three ask for *this* video, and for nothing else.
 
 # %%
 frames = clip.frames
@@ -39,7 +39,8 @@ for name, made in changed.items():
     print(f"{name:20} {near:.2f} dB, SSIM {alike:.3f}, EPE {off:.2f} px")
 
 # %% [markdown]
-# 2. Fewer steps, fewer errors to add; but over a long step things turn, come into shadow and leave the search radius, and a
+# 2. From 2.61 pixels frame by frame to 2.18 by every eighth; by every sixteenth the points are lost, 48 pixels away. Fewer
+#    steps, fewer errors to add; but over a long step things turn, come into shadow and leave the search radius, and a
 #    single match is less sure. That trade is what `trackers.chain` weighs for each point in each frame.
 
 # %%
@@ -52,8 +53,8 @@ for step in (1, 2, 4, 8, 16, 32):
     print(f"every {step:2} frames: {off.mean():.2f} px in frame 32")
 
 # %% [markdown]
-# 3. Backwards the start is another picture: what was uncovered is now covered, and the other way round. The error is of the
-#    same kind, not the same number.
+# 3. No: 4.88 pixels forwards and 2.93 backwards. The start is another picture: what was uncovered is now covered, and the
+#    other way round.
 
 # %%
 told = numbered(clip.track(grid_points(geometry, 20, 20)))
@@ -66,8 +67,9 @@ for name, tracks, truth in (("forwards", told, frames), ("backwards", back, fram
     print(f"{name:10} EPE {epe(found, measured).mean():.2f} px, PSNR {near:.2f} dB on {kit.device}")
 
 # %% [markdown]
-# 4. Of a fast pan less and less of the given picture is left; what comes into view is invented, and the eye sees that first.
-#    EPE asks only about points that are still there.
+# 4. The student keeps up with all four: EPE is 0.04, 0.04, 0.08 and 0.17 pixels. But of a fast pan less and less of the
+#    given picture is left; what comes into view is invented, here a plain smear, and the eye sees that first. EPE asks only
+#    about points that are still there.
 
 # %%
 scene, strips, names = world.sample(1, 1, seed=HELD_OUT + 1), [], []
