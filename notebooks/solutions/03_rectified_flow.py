@@ -48,10 +48,10 @@ viz.plane(shown)
 
 # %% [markdown]
 # 2. Measured both ways: from each end to the nearest data point, and from each data point to the nearest end. By the first
-#    all are alike (0.033 to 0.037); by the second, which tells whether all of the star is reached, best is k = 0.5 to 1: 0.070
-#    and 0.089, against 0.461 at k = 6. The plane has two dimensions: there is little to decide near noise, so little is gained
-#    by waiting there. Pictures have thousands, and neighbours that agree: noise of a given level hides much less of them, and
-#    the deciding levels lie higher.
+#    all are alike (0.033 to 0.037); by the second, which tells whether all of the star is reached, best is k = 0.5 to 1:
+#    0.070 and 0.089, against 0.461 at k = 6. The plane has two dimensions: there is little to decide near noise, so little
+#    is gained by waiting there. Pictures have thousands, and neighbours that agree: noise of a given level hides much less
+#    of them, and the deciding levels lie higher.
 
 # %%
 for k in (0.5, 1.0, 2.0, 3.0, 6.0):
