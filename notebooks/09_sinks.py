@@ -231,10 +231,12 @@ chunk = torch.tensor([usual if n == 3 else tried(chunk=n) for n in sizes]).T
 steps = torch.tensor([usual if n == 3 else tried(steps=n) for n in counts]).T
 for knob, numbers, ours in (("chunk", sizes, chunk), ("steps", counts, steps)):
     for n, (off, wait, fps) in zip(numbers, ours.T.tolist()):
-        print(f"{knob} {n}: EPE {off:.4f} of the width; {1000 * wait:.0f} ms a chunk, {fps:.0f} frames a second")
+        print(f"{knob} {n}: EPE {off * geometry.width:.2f} px; {1000 * wait:.0f} ms a chunk, {fps:.0f} frames a second")
 
 # %% [markdown]
-# Beside the paper's (Table 4; one H100), each as a multiple of what three frames and three steps give:
+# In EPE all seven are alike, and below what the ruler itself can tell (a tenth of a pixel, notebook 11). So only the time is
+# drawn for the steps; for the chunk EPE too, beside the paper's (Table 4; one H100). Each is a multiple of what three frames
+# and three steps give:
 
 # %%
 said = "EPE", "time a chunk", "frames a second"
@@ -242,7 +244,7 @@ paper = torch.tensor([[76.21, 25.34], [0.30, 0.70], [13.26, 16.92]])        # ch
 chunk, step = chunk / chunk[:, 1:2], steps / steps[:, 2:3]
 by_size = {name: {f"ours, {fast.device}": (sizes, chunk[i]), "paper": (sizes[:2], paper[i] / paper[i, 1])}
            for i, name in enumerate(said)}
-by_count = {name: {f"ours, {fast.device}": (counts, step[i])} for i, name in enumerate(said)}
+by_count = {name: {f"ours, {fast.device}": (counts, step[i])} for i, name in enumerate(said) if i}
 viz.grid([viz.curves_beside(by_size, "chunk, latent frames", "how much is made at once (3 frames: 1)", width=3.2),
           viz.curves_beside(by_count, "denoising steps a chunk", "how often it is looked at (3 steps: 1)", width=3.2)])
 
