@@ -35,7 +35,7 @@ def owners(picture: Tensor, began: Tensor, there: Tensor, reach: float) -> tuple
     """Which track each pixel of a picture [..., 3, H, W] in [0, 1] goes with (N: none), and how far: [..., H * W] long, and
     float.
 
-    began [..., N, 2] in pixels, where `there` [..., N]. It is the nearest along maps that shun edges: a step costs its
+    began [..., N, 2] in pixels, where `there` [..., N]. It is the nearest along ways that shun edges: a step costs its
     length, and more the more the colours differ (`EDGE`), so that borders between tracks come to lie where those of things
     are. No way has more than `reach` steps; one from outside, from within a reach, goes straight to the picture first. Of
     two tracks in one pixel it is the first. Geodesic distance, as in GeoS (Criminisi et al., 2008).
