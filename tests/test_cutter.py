@@ -41,8 +41,7 @@ def discs(seed, count=6, side=32):
     edge = on[:, 1] & ~((x - centre[:, 1, 0, None, None]) ** 2 + (y - centre[:, 1, 1, None, None]) ** 2
                         < (radius[:, 1, None, None] - 1.5) ** 2)
     pictures = torch.where(edge[:, None], torch.zeros(()), pictures)                    # it has an outline
-    asked = [stage.asked(one, 4, g) for one in layer]
-    return pictures, torch.stack([places for places, _ in asked]), torch.stack([masks for _, masks in asked])
+    return pictures, *stage.asked(layer, 4, g)
 
 
 # -- the network -------------------------------------------------------------------------------------------------------
