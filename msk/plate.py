@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .carry import HIDES, RIM, inpaint
-from .fill import dilate
+from .fill import box_mean, dilate
 from .unet import UNet
 
 REACH = 3 / 32      # of the shorter side: so far from what moves a shadow, or a part that was overlooked, may lie
@@ -35,8 +35,11 @@ class Plate(UNet):
         x = F.pad(x, (0, -width % self.unit, 0, -height % self.unit), mode="replicate")
         said = F.pixel_shuffle(self.last(F.silu(self.look(x))).float(), 2)[..., :height, :width]
         change, mix, opacity = said.split([3, 1, 1], dim=1)
+        ground, rim = (plain + change).clamp(0, 1), dilate(moving, RIM + 1) & ~dilate(moving, RIM)
+        known = (~rim).float()                      # where `plain` meets the picture: a line too thin for `change`
+        ground = torch.where(rim, box_mean(ground * known, 1) / box_mean(known, 1).clamp_min(1e-6), ground)
         near = dilate(moving, max(1, round(REACH * min(height, width)))).float()
         mix = near * (mix + SURE * (2 * dilate(moving, RIM).float() - 1)).sigmoid()
         opacity = near * (opacity + SURE * (2 * moving.float() - 1)).sigmoid()
         mix = mix * (opacity / HIDES - 1).clamp(0, 1)                       # what is not lifted is not changed either
-        return pictures + mix * ((plain + change).clamp(0, 1) - pictures), opacity
+        return pictures + mix * (ground - pictures), opacity

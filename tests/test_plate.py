@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from msk import Kit, Stream, Tracks, load
 from msk.carry import HIDES, inpaint
 from msk.config import PRESETS, Geometry
-from msk.fill import dilate
+from msk.fill import box_mean, dilate
 from msk.host import Memo, empty
 from msk.live.replay import fingerprint
 from msk.plate import Plate
@@ -205,3 +205,15 @@ def test_the_shipped_one_finds_ground_and_shadow_that_an_even_patch_does_not():
         laid = (1 - found) * (other - made) - (1 - hides) * (other - ground)
         error[name] = [F.mse_loss(x * near, 0 * x).item() for x in (made - ground, laid)]
     assert error["kit"][0] < .7 * error["by hand"][0] and error["kit"][1] < .4 * error["by hand"][1]
+
+
+def test_no_thin_line_is_left_along_the_rim_of_what_went():
+    """What differs from pixel to pixel, three pixels outside of what moves, where a shadow may lie."""
+    kit = load("tiny", dtype=torch.float32)
+    scene, _ = World(kit.geometry, "calm").scene(12, 1, 1_000_500)
+    picture, ground, hides, seen = stage.taken_out(scene, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        error = kit.plate(picture, seen)[0] - ground
+    rim = (dilate(seen, 4) & ~dilate(seen, 1)).expand_as(error)
+    thin = (error - box_mean(error, 1))[rim].square().mean().sqrt()
+    assert thin < .006
